@@ -1,0 +1,568 @@
+"""What the notebooks share: data, photos, evaluation, VGG16, results and figures.
+
+The sections stand in the order in which the notebooks use them. Images are uint8 RGB arrays
+(n, 32, 32, 3), labels uint8 (0 = ship, 1 = truck), a probability is that of "truck".
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import time
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when TensorFlow is imported
+# Two start-up notes ignore that variable. They would stand in red under the first cell of every
+# notebook, so the process's stderr is closed while TensorFlow is imported (exceptions still show).
+_stderr = os.dup(2)
+with open(os.devnull, "w") as _nowhere:
+    os.dup2(_nowhere.fileno(), 2)
+try:
+    import tensorflow as tf
+
+    tf.constant(0)  # the second note comes with the first tensor
+finally:
+    os.dup2(_stderr, 2)
+    os.close(_stderr)
+
+import keras
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import display
+from PIL import Image, ImageOps, UnidentifiedImageError
+from scipy.stats import binomtest
+from sklearn.metrics import ConfusionMatrixDisplay
+from sklearn.model_selection import train_test_split
+
+# --- Where things are, and the two profiles --------------------------------------------------
+
+ROOT = Path(__file__).resolve().parent
+PROFILE = os.environ.get("SHIP_TRUCK_PROFILE", "full")
+if PROFILE not in ("full", "quick"):
+    raise ValueError(f"SHIP_TRUCK_PROFILE is {PROFILE!r}; set it to 'full' or 'quick', or unset it")
+QUICK = PROFILE == "quick"
+# A quick run only proves that the code works, so it must never touch what a full run made.
+OUTPUT = ROOT / "scratch" if QUICK else ROOT
+CACHE = OUTPUT / "cache"
+
+DATA_FILE = ROOT / "data" / "ship_truck.npz"
+WEIGHTS_FILE = ROOT / "data" / "vgg16_imagenet_notop.weights.h5"
+SHA256 = {
+    DATA_FILE.name: "af28da5ffb90eb5a8b23477a6cd05ba27e142e4aef7e84e7b02358c91c00c527",
+    WEIGHTS_FILE.name: "9b8947ba611ca122d68a25ec0ae3a39afd995bd7b6a63d022f7522f1b5999448",
+}
+CLASS_NAMES = ("ship", "truck")
+
+
+def full_or_quick(full, quick):
+    """Return `full`, or `quick` when SHIP_TRUCK_PROFILE=quick asks for a fast check of the code."""
+    return quick if QUICK else full
+
+
+def relative(path):
+    """Return `path` as a string as seen from the project's folder, so that no output names a machine."""
+    path = Path(path)
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.as_posix()
+
+
+@contextlib.contextmanager
+def atomic_write(path):
+    """Yield a temporary path beside `path`; it replaces `path` only if the block ends well.
+
+    An error or Ctrl-C inside the block leaves the old file as it was and nothing half-written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The temporary name keeps the ending, because NumPy, Keras and Matplotlib go by it.
+    temporary = path.with_name(f".unfinished-{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def set_seed(seed):
+    """Seed Python, NumPy and TensorFlow and ask for deterministic kernels: same seed, same numbers."""
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+
+
+# --- The images ------------------------------------------------------------------------------
+
+
+def file_sha256(path):
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify_file(path, sha256):
+    """Raise unless `path` exists and has this SHA-256 (a tenth of a second for 37 MB).
+
+    Raises FileNotFoundError or ValueError; the message names the file, both sums and the way back.
+    """
+    path = Path(path)
+    way_back = f"Restore it with `git checkout -- data/{path.name}`, or rebuild it as data/README.md says."
+    if not path.is_file():
+        raise FileNotFoundError(f"{relative(path)} is missing. {way_back}")
+    found = file_sha256(path)
+    if found != sha256:
+        raise ValueError(f"{relative(path)} is damaged: its SHA-256 is {found}, expected {sha256}. {way_back}")
+
+
+def check_images(x, y, name="images"):
+    """Raise ValueError unless x is (n, 32, 32, 3) uint8 and y is (n,) uint8 of zeros and ones."""
+    if x.ndim != 4 or x.shape[1:] != (32, 32, 3) or x.dtype != np.uint8:
+        raise ValueError(f"{name}: got {x.dtype} {x.shape}, expected uint8 (n, 32, 32, 3)")
+    if y.shape != (len(x),) or y.dtype != np.uint8:
+        raise ValueError(f"{name}: got labels {y.dtype} {y.shape}, expected uint8 ({len(x)},)")
+    if not np.isin(y, (0, 1)).all():
+        raise ValueError(f"{name}: labels {np.unique(y)}, expected only 0 (ship) and 1 (truck)")
+
+
+def load_ship_truck(path=DATA_FILE, sha256=SHA256[DATA_FILE.name]):
+    """Load the ships and trucks of CIFAR-10, verified.
+
+    Returns x_train (10000, 32, 32, 3) uint8, y_train (10000,) uint8, x_test (2000, 32, 32, 3),
+    y_test (2000,), in the order of the official files. For a file of your own, give its sum too.
+    Raises FileNotFoundError or ValueError where the file is missing, damaged or of another shape.
+    """
+    verify_file(path, sha256)
+    wanted = ("x_train", "y_train", "x_test", "y_test")
+    with np.load(path) as arrays:
+        if set(arrays) != set(wanted):
+            raise ValueError(f"{relative(path)} holds {sorted(arrays)}, expected {sorted(wanted)}")
+        x_train, y_train, x_test, y_test = (arrays[name] for name in wanted)
+    check_images(x_train, y_train, f"{relative(path)}, training set")
+    check_images(x_test, y_test, f"{relative(path)}, test set")
+    return x_train, y_train, x_test, y_test
+
+
+def read_cifar10_binary(folder):
+    """Read the official "CIFAR-10 binary version": data_batch_1.bin to data_batch_5.bin, test_batch.bin.
+
+    A record is 3073 bytes: the label (0 to 9), then 1024 red, 1024 green and 1024 blue pixels, row
+    by row. Returns (x_train, y_train), (x_test, y_test) of all ten classes, as Keras does.
+    Raises FileNotFoundError for a missing file and ValueError for one that is cut short or garbled.
+    """
+
+    def read(name):
+        path = Path(folder) / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{relative(path)} is missing; expected the six .bin files of "
+                                    "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz in this folder")
+        data = path.read_bytes()
+        if not data or len(data) % 3073:
+            raise ValueError(f"{relative(path)} has {len(data):,} bytes, expected a multiple of 3,073; "
+                             "it is cut short: download it again")
+        records = np.frombuffer(data, np.uint8).reshape(-1, 3073)
+        labels = records[:, 0]
+        if labels.max() > 9:
+            raise ValueError(f"{relative(path)} holds label {labels.max()}, expected 0 to 9; "
+                             "it is not CIFAR-10's binary version")
+        return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
+
+    batches = [read(f"data_batch_{number}.bin") for number in range(1, 6)]
+    x_train, y_train = (np.concatenate(parts) for parts in zip(*batches))
+    return (x_train, y_train), read("test_batch.bin")
+
+
+def select_ships_and_trucks(x, y):
+    """Keep CIFAR-10's classes 8 (ship, becomes 0) and 9 (truck, becomes 1), in their order.
+
+    x: (n, 32, 32, 3) uint8, y: (n,) or (n, 1) integers 0 to 9.
+    """
+    y = np.asarray(y).reshape(-1)
+    keep = (y == 8) | (y == 9)
+    images, labels = np.ascontiguousarray(x[keep]), (y[keep] == 9).astype(np.uint8)
+    check_images(images, labels, "selected images")
+    return images, labels
+
+
+def rebuild_ship_truck(source, path):
+    """Write the data file anew, to `path`, from an official copy of CIFAR-10.
+
+    source: "keras" downloads through keras.datasets.cifar10.load_data(); anything else is a folder
+    with the official binary batches. The bytes depend on nothing but the images (no time, no
+    compression, no platform), so that the SHA-256 proves the result identical. Returns that sum.
+    """
+    official = keras.datasets.cifar10.load_data() if source == "keras" else read_cifar10_binary(source)
+    (x_train, y_train), (x_test, y_test) = (select_ships_and_trucks(x, y) for x, y in official)
+    arrays = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
+    with atomic_write(path) as temporary:
+        with zipfile.ZipFile(temporary, "w") as archive:
+            for name, array in arrays.items():
+                entry = zipfile.ZipInfo(f"{name}.npy")
+                entry.create_system = 3  # Python writes 0 here on Windows, which would change the sum
+                with archive.open(entry, "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array)
+    return file_sha256(path)
+
+
+def split_indices(y_train, validation_fraction=0.1, seed=0):
+    """Return indices (training, validation) of the stratified split that every notebook uses."""
+    return train_test_split(np.arange(len(y_train)), test_size=validation_fraction, stratify=y_train,
+                            random_state=seed)
+
+
+def load_splits():
+    """Return ((x_train, y_train), (x_validation, y_validation), (x_test, y_test)), as uint8.
+
+    9,000, 1,000 and 2,000 images in the full profile; a stratified 400, 100 and 200 in the quick one.
+    """
+    x, y, x_test, y_test = load_ship_truck()
+    training, validation = split_indices(y)
+    test = np.arange(len(y_test))
+    if QUICK:
+        def some(indices, labels, n):
+            return train_test_split(indices, train_size=n, stratify=labels[indices], random_state=0)[0]
+        training, validation, test = some(training, y, 400), some(validation, y, 100), some(test, y_test, 200)
+    return (x[training], y[training]), (x[validation], y[validation]), (x_test[test], y_test[test])
+
+
+def plot_images(images, titles=None, columns=10, size=0.9):
+    """Draw images in a grid, enlarged so that a pixel stays a pixel; return the figure.
+
+    size: width of one image in inches. titles: one short line an image, or None.
+    """
+    rows = max(1, -(-len(images) // columns))
+    figure, axes = plt.subplots(rows, columns, squeeze=False,
+                                figsize=(columns * size, rows * (size + (0.22 if titles else 0))))
+    for axis in axes.flat:
+        axis.axis("off")
+    for index, (axis, image) in enumerate(zip(axes.flat, images)):
+        axis.imshow(image, interpolation="nearest")
+        if titles:
+            axis.set_title(titles[index], fontsize=8, pad=2)
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
+# --- A photo of one's own --------------------------------------------------------------------
+
+
+def load_photo(path):
+    """Read any photo as (height, width, 3) uint8 RGB, upright.
+
+    Obeys the EXIF orientation, scales 16-bit greyscale to 8 bits, puts transparent pixels on white,
+    takes the first frame of an animation. Raises FileNotFoundError, or ValueError for what is not
+    an image or is cut short.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no photo at {relative(path)}; give the path of a JPEG, PNG or other image file")
+    try:
+        with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16-bit greyscale, which convert() would clip at 255
+                image = Image.fromarray((np.asarray(image).astype(np.uint32) // 257).clip(0, 255).astype(np.uint8))
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError:
+        raise ValueError(f"{relative(path)} is not an image that Pillow can read; "
+                         "save it as JPEG or PNG") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{relative(path)} can't be read as an image ({error}); save it again as JPEG or PNG") from None
+
+
+def classify_photo(model, path):
+    """Return ("ship" or "truck", its probability) for the photo at `path`."""
+    probability = float(model.predict(load_photo(path)[None], verbose=0)[0, 0])
+    return (CLASS_NAMES[1], probability) if probability >= 0.5 else (CLASS_NAMES[0], 1 - probability)
+
+
+# --- Training and judging --------------------------------------------------------------------
+
+
+def progress_line(total, unit):
+    """Show a progress bar on one line of output and return update(done, note=""), which redraws it."""
+    def text(done, note):
+        filled = 30 * done // total
+        return {"text/plain": f"[{'#' * filled}{'.' * (30 - filled)}] {done:,} of {total:,} {unit}{note}"}
+
+    handle = display(text(0, ""), raw=True, display_id=True)
+    last = [0.0]
+
+    def update(done, note=""):
+        # Ten redraws a second are enough; the last must not be lost.
+        if done == total or time.monotonic() - last[0] > 0.1:
+            last[0] = time.monotonic()
+            handle.update(text(done, note), raw=True)
+
+    return update
+
+
+def training_progress(epochs):
+    """Return a Keras callback that shows training as one line, for fit(verbose=0, callbacks=[…])."""
+    update = progress_line(epochs, "epochs")
+
+    def on_epoch_end(epoch, logs):
+        update(epoch + 1, f", accuracy {logs['accuracy']:.4f} (validation {logs['val_accuracy']:.4f})")
+
+    return keras.callbacks.LambdaCallback(on_epoch_end=on_epoch_end)
+
+
+def score(y, probability):
+    """Return {"accuracy", "n", "interval95"}: the share right at threshold 0.5, with Wilson's interval.
+
+    y: (n,) of 0 and 1; probability: (n,) or (n, 1) of truck, 0 to 1. The interval (Wilson 1927) is
+    SciPy's. Raises ValueError for sizes that differ or values that are no probabilities.
+    """
+    probability = np.asarray(probability).reshape(-1)
+    if len(y) != len(probability) or len(y) == 0:
+        raise ValueError(f"{len(y)} labels and {len(probability)} probabilities; expected as many of each, at least 1")
+    if not ((probability >= 0) & (probability <= 1)).all():
+        raise ValueError("probabilities must be numbers from 0 to 1; the network may have diverged")
+    right, n = int(((probability >= 0.5) == y).sum()), len(y)
+    interval = binomtest(right, n).proportion_ci(method="wilson")
+    return {"accuracy": right / n, "n": n, "interval95": [float(interval.low), float(interval.high)]}
+
+
+def plot_confusion(y, probability):
+    """Draw the confusion matrix in counts (scikit-learn's); return the figure."""
+    figure, axis = plt.subplots(figsize=(3.2, 3))
+    ConfusionMatrixDisplay.from_predictions(y, np.asarray(probability).reshape(-1) >= 0.5, display_labels=CLASS_NAMES,
+                                            cmap="Blues", colorbar=False, ax=axis)
+    axis.set(xlabel="predicted", ylabel="true")
+    figure.tight_layout()
+    return figure
+
+
+def plot_errors(x, y, probability, most=30):
+    """Draw the images on the wrong side of 0.5, the surest errors first, with the probability given
+    to the wrong class; return the figure."""
+    probability = np.asarray(probability).reshape(-1)
+    surety = np.abs(probability - 0.5)
+    wrong = np.flatnonzero((probability >= 0.5) != y)
+    wrong = wrong[np.argsort(-surety[wrong], kind="stable")][:most]
+    titles = [f"{CLASS_NAMES[1 - y[i]]}? {0.5 + surety[i]:.2f}" for i in wrong]
+    return plot_images(x[wrong], titles, size=0.95)
+
+
+# --- VGG16 -----------------------------------------------------------------------------------
+
+
+def load_vgg16(weights=WEIGHTS_FILE, sha256=SHA256[WEIGHTS_FILE.name]):
+    """Return VGG16's 13 frozen convolutions (Simonyan & Zisserman 2015), input (None, None, 3).
+
+    weights: the shipped file, verified, or "imagenet" for Keras's own download.
+    Raises FileNotFoundError or ValueError where the file is missing, damaged or of another network.
+    """
+    if weights != "imagenet":
+        verify_file(weights, sha256)
+    try:
+        base = keras.applications.VGG16(include_top=False, weights=str(weights))
+    except ValueError as error:
+        raise ValueError(f"{relative(weights)} doesn't hold the weights of VGG16's convolutions; "
+                         f"use data/{WEIGHTS_FILE.name}. Keras says: {str(error).splitlines()[0]}") from error
+    base.trainable = False
+    return base
+
+
+def save_vgg16_weights(base, path):
+    """Write VGG16's convolutions as float16, in a file that keras.applications.VGG16 loads by itself."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float16")
+    try:
+        half = keras.applications.VGG16(include_top=False, weights=None)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    half.set_weights(base.get_weights())
+    with atomic_write(path) as temporary:
+        half.save_weights(temporary)
+
+
+def weights_sha256(model):
+    """Return the SHA-256 of a model's weights as 64 hexadecimal digits, to show that none has changed."""
+    digest = hashlib.sha256()
+    for array in model.get_weights():
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def vgg16_extractor(base, image_size, layers):
+    """Return a model from uint8 RGB images (n, any height, any width, 3) to VGG16's activations.
+
+    The images first become the 32x32 thumbnails that the head was trained on (a CIFAR-10 image passes
+    unchanged), then image_size x image_size by bilinear interpolation, then get VGG16's own
+    preprocessing (BGR, ImageNet's mean subtracted). layers: a layer name, or a list for several outputs.
+    """
+    outputs = [base.get_layer(name).output for name in ([layers] if isinstance(layers, str) else layers)]
+    trunk = keras.Model(base.input, outputs[0] if len(outputs) == 1 else outputs, name="vgg16_convolutions")
+    trunk.trainable = False
+    inputs = keras.Input((None, None, 3), dtype="uint8", name="image")
+    x = keras.layers.Resizing(32, 32, antialias=True)(inputs)
+    x = keras.layers.Resizing(image_size, image_size)(x)
+    x = keras.applications.vgg16.preprocess_input(x)
+    return keras.Model(inputs, trunk(x))
+
+
+def vgg16_features(base, x, image_size, layer, batch_size=100):
+    """Return the activations of one layer for all images, as float16 (n, height, width, channels).
+
+    They are computed once, with a progress bar, and kept in the ignored folder cache/. The file's name is
+    a SHA-256 over images, weights, size, layer and TensorFlow's version: a stale file is never found.
+    """
+    key = hashlib.sha256(x.tobytes())
+    key.update(f"{weights_sha256(base)} {image_size} {layer} {tf.__version__} {keras.__version__}".encode())
+    path = CACHE / f"vgg16_{image_size}px_{layer}_{len(x)}_{key.hexdigest()[:16]}.npy"
+    if path.is_file():
+        return np.load(path)
+    extractor = vgg16_extractor(base, image_size, layer)
+    compute = tf.function(lambda images: extractor(images, training=False), jit_compile=False)
+    features = np.empty((len(x), *compute(x[:1]).shape[1:]), np.float16)
+    update = progress_line(len(x), f"images at {image_size} px")
+    for start in range(0, len(x), batch_size):
+        features[start:start + batch_size] = compute(x[start:start + batch_size])
+        update(min(start + batch_size, len(x)))
+    with atomic_write(path) as temporary:
+        np.save(temporary, features)
+    return features
+
+
+# --- Models and results ----------------------------------------------------------------------
+
+
+def save_model(model, name):
+    """Save a model to models/NAME.keras, without optimizer state."""
+    with atomic_write(OUTPUT / "models" / f"{name}.keras") as temporary:
+        model.save(temporary, include_optimizer=False)
+
+
+def load_model(name):
+    """Load "three_block_cnn" or "vgg16_transfer": uint8 RGB (n, any height, any width, 3) in,
+    probability of truck (n, 1) out.
+
+    The file of "vgg16_transfer" holds the head only; the convolutions come from data/.
+    """
+    path = OUTPUT / "models" / f"{name}.keras"
+    if not path.is_file():
+        raise FileNotFoundError(f"{relative(path)} is missing; `git checkout -- {relative(path)}` restores it, "
+                                "`make run` trains it anew")
+    model = keras.saving.load_model(path, compile=False)
+    if name == "vgg16_transfer":
+        settings = load_results(name)["settings"]
+        model = add_vgg16(load_vgg16(), model, settings["image_size"], settings["layer"])
+    return model
+
+
+def add_vgg16(base, head, image_size, layer):
+    """Put the frozen convolutions, with all preprocessing, before a head trained on their features."""
+    extractor = vgg16_extractor(base, image_size, layer)
+    return keras.Model(extractor.input, head(extractor.output), name="vgg16_transfer")
+
+
+RESULT_KEYS = ("settings", "data_sha256", "versions", "history", "validation", "test", "parameters")
+HISTORY_KEYS = ("loss", "accuracy", "val_loss", "val_accuracy")
+
+
+def count_parameters(*models):
+    """Return {"trainable": …, "frozen": …} over the weights of all the models together."""
+    trainable = sum(int(np.prod(w.shape)) for model in models for w in model.trainable_weights)
+    return {"trainable": trainable, "frozen": sum(model.count_params() for model in models) - trainable}
+
+
+def save_json(path, value):
+    """Write a value as indented JSON, all of it or nothing. NaN is refused: JSON has none."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def save_results(name, *, settings, history, validation, test, parameters):
+    """Write results/NAME.json: what was run, on which data, with which versions, and what came out."""
+    save_json(OUTPUT / "results" / f"{name}.json", {
+        "settings": settings,
+        "data_sha256": SHA256[DATA_FILE.name],
+        "versions": {"python": platform.python_version()}
+        | {package: version(package) for package in ("tensorflow", "keras", "numpy", "scikit-learn")},
+        "history": {key: history[key] for key in HISTORY_KEYS},
+        "validation": validation, "test": test, "parameters": parameters})
+
+
+def save_timing(name, **seconds):
+    """Add wall times in seconds to results/timing.json, under NAME. They stand apart: no two runs agree on them."""
+    path = OUTPUT / "results" / "timing.json"
+    timing = json.loads(path.read_text()) if path.is_file() else {}
+    timing.setdefault(name, {}).update({key: round(value, 1) for key, value in seconds.items()})
+    save_json(path, timing)
+
+
+def load_results(name, folder=OUTPUT / "results"):
+    """Read results/NAME.json. Raises FileNotFoundError, or ValueError where it is no JSON or of an older layout."""
+    path = Path(folder) / f"{name}.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{relative(path)} is missing; `make run` makes it")
+    try:
+        results = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{relative(path)} is not JSON ({error}); `make run` makes it anew") from None
+    missing = [key for key in RESULT_KEYS if key not in results]
+    missing += [f"history.{key}" for key in HISTORY_KEYS if key not in results.get("history", {})]
+    missing += [f"{split}.{key}" for split in ("validation", "test") for key in ("accuracy", "n", "interval95")
+                if key not in results.get(split, {})]
+    if missing:
+        raise ValueError(f"{relative(path)} has an older layout, without {', '.join(missing)}; `make run` makes it anew")
+    return results
+
+
+# --- Figures and the README ------------------------------------------------------------------
+
+MODELS = {  # name: (what readers call it, its colour: Okabe & Ito's colour-blind safe palette)
+    "baseline_2021": ("2021 network, as it was", "#D55E00"),
+    "three_block_cnn": ("three-block CNN", "#0072B2"),
+    "vgg16_transfer": ("VGG16, frozen", "#009E73"),
+}
+
+
+def set_plot_style():
+    """Set Matplotlib's sizes once: text in a 9-inch figure then matches GitHub's body text."""
+    matplotlib.rcParams.update({
+        "figure.figsize": (9, 3.6), "figure.dpi": 100, "font.size": 12, "axes.titlesize": 13, "legend.frameon": False,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
+        "svg.hashsalt": "ship-truck"})  # without a fixed salt an SVG's identifiers differ from run to run
+
+
+def plot_history(history, name):
+    """Draw loss and accuracy by epoch, training dashed and validation solid; return the figure."""
+    label, colour = MODELS[name]
+    figure, axes = plt.subplots(1, 2)
+    for axis, key, title in zip(axes, ("loss", "accuracy"), ("Loss (cross-entropy)", "Accuracy (%)")):
+        for line, style in ((history[key], "--"), (history[f"val_{key}"], "-")):
+            values = 100 * np.array(line) if key == "accuracy" else np.array(line)
+            axis.plot(range(1, len(values) + 1), values, style, color=colour,
+                      label="training" if style == "--" else "validation")
+        axis.set(title=title, xlabel="epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend()
+    figure.suptitle(label)
+    figure.tight_layout()
+    return figure
+
+
+def save_figure(figure, name):
+    """Write figures/NAME.png (200 dots an inch) and .svg, free of dates: same numbers, same bytes."""
+    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
+        with atomic_write(OUTPUT / "figures" / (name + suffix)) as temporary:
+            figure.savefig(temporary, dpi=200, metadata=metadata)
+
+
+def replace_between(path, marker, text):
+    """Replace what stands between <!-- MARKER --> and <!-- /MARKER --> in a text file.
+
+    Raises ValueError unless the file holds exactly one such pair.
+    """
+    old = Path(path).read_text(encoding="utf-8")
+    pattern = f"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)"
+    new, found = re.subn(pattern, lambda match: match[1] + text + match[2], old, flags=re.DOTALL)
+    if found != 1:
+        raise ValueError(f"{relative(path)} has {found} pairs of <!-- {marker} --> and <!-- /{marker} -->, expected 1")
+    with atomic_write(path) as temporary:
+        temporary.write_text(new, encoding="utf-8")
