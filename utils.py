@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import time
+import warnings
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +34,7 @@ import keras
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython import get_ipython
 from IPython.display import display
 from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy.stats import binomtest
@@ -273,6 +275,14 @@ def load_photo(path):
         raise ValueError(f"{relative(path)} can't be read as an image ({error}); save it again as JPEG or PNG") from None
 
 
+def save_photo(image):
+    """Write one image (height, width, 3) uint8 as cache/example.png, to have a photo to try; return its path."""
+    path = CACHE / "example.png"
+    with atomic_write(path) as temporary:
+        Image.fromarray(image).save(temporary)
+    return path
+
+
 def classify_photo(model, path):
     """Return ("ship" or "truck", its probability) for the photo at `path`."""
     probability = float(model.predict(load_photo(path)[None], verbose=0)[0, 0])
@@ -283,19 +293,26 @@ def classify_photo(model, path):
 
 
 def progress_line(total, unit):
-    """Show a progress bar on one line of output and return update(done, note=""), which redraws it."""
+    """Show a progress bar and return update(done, note=""), which redraws it.
+
+    A notebook keeps only its last state, as one line of output; a terminal shows it on one line.
+    """
     def text(done, note):
         filled = 30 * done // total
-        return {"text/plain": f"[{'#' * filled}{'.' * (30 - filled)}] {done:,} of {total:,} {unit}{note}"}
+        return f"[{'#' * filled}{'.' * (30 - filled)}] {done:,} of {total:,} {unit}{note}"
 
-    handle = display(text(0, ""), raw=True, display_id=True)
-    last = [0.0]
+    handle = display({"text/plain": text(0, "")}, raw=True, display_id=True) if get_ipython() else None
+    last = 0.0
 
     def update(done, note=""):
-        # Ten redraws a second are enough; the last must not be lost.
-        if done == total or time.monotonic() - last[0] > 0.1:
-            last[0] = time.monotonic()
-            handle.update(text(done, note), raw=True)
+        nonlocal last
+        if done < total and time.monotonic() - last < 0.1:  # ten redraws a second are enough
+            return
+        last = time.monotonic()
+        if handle:
+            handle.update({"text/plain": text(done, note)}, raw=True)
+        else:
+            print("\r" + text(done, note), end="" if done < total else "\n", flush=True)
 
     return update
 
@@ -359,8 +376,10 @@ def load_vgg16(weights=WEIGHTS_FILE, sha256=SHA256[WEIGHTS_FILE.name]):
     if weights != "imagenet":
         verify_file(weights, sha256)
     try:
-        base = keras.applications.VGG16(include_top=False, weights=str(weights))
-    except ValueError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # Keras only warns of layers that it leaves at random
+            base = keras.applications.VGG16(include_top=False, weights=str(weights))
+    except (ValueError, UserWarning) as error:
         raise ValueError(f"{relative(weights)} doesn't hold the weights of VGG16's convolutions; "
                          f"use data/{WEIGHTS_FILE.name}. Keras says: {str(error).splitlines()[0]}") from error
     base.trainable = False
@@ -388,47 +407,70 @@ def weights_sha256(model):
     return digest.hexdigest()
 
 
-def vgg16_extractor(base, image_size, layers):
-    """Return a model from uint8 RGB images (n, any height, any width, 3) to VGG16's activations.
+def vgg16_extractor(base, image_size, layer_names, grid):
+    """Return a model from 32x32 RGB images (n, 32, 32, 3), 0 to 255, to VGG16's features.
 
-    The images first become the 32x32 thumbnails that the head was trained on (a CIFAR-10 image passes
-    unchanged), then image_size x image_size by bilinear interpolation, then get VGG16's own
-    preprocessing (BGR, ImageNet's mean subtracted). layers: a layer name, or a list for several outputs.
+    The images are enlarged to image_size x image_size (bilinear) and get VGG16's own preprocessing (BGR,
+    ImageNet's mean subtracted). Each named layer's output is averaged over windows of width // grid, which
+    leaves grid x grid cells where grid divides the width, and flattened. One name gives one output
+    (n, cells * channels), several give a list.
     """
-    outputs = [base.get_layer(name).output for name in ([layers] if isinstance(layers, str) else layers)]
-    trunk = keras.Model(base.input, outputs[0] if len(outputs) == 1 else outputs, name="vgg16_convolutions")
+    trunk = keras.Model(base.input, [base.get_layer(name).output for name in layer_names], name="vgg16_convolutions")
     trunk.trainable = False
-    inputs = keras.Input((None, None, 3), dtype="uint8", name="image")
-    x = keras.layers.Resizing(32, 32, antialias=True)(inputs)
-    x = keras.layers.Resizing(image_size, image_size)(x)
-    x = keras.applications.vgg16.preprocess_input(x)
-    return keras.Model(inputs, trunk(x))
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.Resizing(image_size, image_size)(inputs)
+    outputs = trunk(keras.applications.vgg16.preprocess_input(x))
+    outputs = [keras.layers.AveragePooling2D(max(1, x.shape[1] // grid))(x) for x in outputs]
+    outputs = [keras.layers.Flatten()(x) for x in outputs]
+    return keras.Model(inputs, outputs[0] if len(outputs) == 1 else outputs)
 
 
-def vgg16_features(base, x, image_size, layer, batch_size=100):
-    """Return the activations of one layer for all images, as float16 (n, height, width, channels).
+def vgg16_features(base, x, image_size, layer_names, grid, batch_size=100):
+    """Return {layer name: features (n, cells * channels) float16} of images x (n, 32, 32, 3) uint8.
 
-    They are computed once, with a progress bar, and kept in the ignored folder cache/. The file's name is
-    a SHA-256 over images, weights, size, layer and TensorFlow's version: a stale file is never found.
+    They are computed once, with a progress bar, and kept in the ignored folder cache/. A file's name holds
+    a SHA-256 over images, weights, size, layer, grid and versions, so that a stale file is never found.
     """
     key = hashlib.sha256(x.tobytes())
-    key.update(f"{weights_sha256(base)} {image_size} {layer} {tf.__version__} {keras.__version__}".encode())
-    path = CACHE / f"vgg16_{image_size}px_{layer}_{len(x)}_{key.hexdigest()[:16]}.npy"
-    if path.is_file():
-        return np.load(path)
-    extractor = vgg16_extractor(base, image_size, layer)
-    compute = tf.function(lambda images: extractor(images, training=False), jit_compile=False)
-    features = np.empty((len(x), *compute(x[:1]).shape[1:]), np.float16)
-    update = progress_line(len(x), f"images at {image_size} px")
-    for start in range(0, len(x), batch_size):
-        features[start:start + batch_size] = compute(x[start:start + batch_size])
-        update(min(start + batch_size, len(x)))
-    with atomic_write(path) as temporary:
-        np.save(temporary, features)
-    return features
+    key.update(f"{weights_sha256(base)} {image_size} {grid} {tf.__version__} {keras.__version__}".encode())
+    paths = {name: CACHE / f"vgg16_{name}_{image_size}px_{len(x)}_{key.hexdigest()[:20]}.npy" for name in layer_names}
+    missing = [name for name in layer_names if not paths[name].is_file()]
+    if missing:
+        extractor = vgg16_extractor(base, image_size, missing, grid)
+        compute = tf.function(lambda images: keras.tree.flatten(extractor(images, training=False)), jit_compile=False)
+        parts = {name: [] for name in missing}
+        update = progress_line(len(x), f"images at {image_size} px")
+        for start in range(0, len(x), batch_size):
+            images = tf.constant(x[start:start + batch_size], tf.float32)
+            for name, values in zip(missing, compute(images)):
+                parts[name].append(values.numpy().astype(np.float16))
+            update(min(start + batch_size, len(x)))
+        for name in missing:
+            with atomic_write(paths[name]) as temporary:
+                np.save(temporary, np.concatenate(parts[name]))
+    return {name: np.load(path) for name, path in paths.items()}
 
 
 # --- Models and results ----------------------------------------------------------------------
+
+
+def classifier(network, name):
+    """Turn a network from 32x32 pixels to a logit into the model to keep.
+
+    It takes uint8 RGB (n, any height, any width, 3), reduces it to the 32x32 thumbnails that the network was
+    trained on (a CIFAR-10 image passes unchanged), averages the logits of the image and its mirror image,
+    and returns the probability of truck (n, 1).
+    """
+    inputs = keras.Input((None, None, 3), dtype="uint8", name="image")
+    images = keras.layers.Resizing(32, 32, antialias=True)(inputs)
+    logits = keras.layers.Average()([network(images), network(keras.ops.flip(images, axis=2))])
+    return keras.Model(inputs, keras.layers.Activation("sigmoid")(logits), name=name)
+
+
+def vgg16_classifier(base, head, settings):
+    """Put the frozen convolutions before a head trained on their features, and make it the model to keep."""
+    extractor = vgg16_extractor(base, settings["image_size"], [settings["layer"]], settings["grid"])
+    return classifier(keras.Model(extractor.input, head(extractor.output)), "vgg16_transfer")
 
 
 def save_model(model, name):
@@ -438,8 +480,7 @@ def save_model(model, name):
 
 
 def load_model(name):
-    """Load "three_block_cnn" or "vgg16_transfer": uint8 RGB (n, any height, any width, 3) in,
-    probability of truck (n, 1) out.
+    """Load "three_block_cnn" or "vgg16_transfer": uint8 RGB images in, probability of truck out.
 
     The file of "vgg16_transfer" holds the head only; the convolutions come from data/.
     """
@@ -449,19 +490,13 @@ def load_model(name):
                                 "`make run` trains it anew")
     model = keras.saving.load_model(path, compile=False)
     if name == "vgg16_transfer":
-        settings = load_results(name)["settings"]
-        model = add_vgg16(load_vgg16(), model, settings["image_size"], settings["layer"])
+        model = vgg16_classifier(load_vgg16(), model, load_results(name)["settings"])
     return model
-
-
-def add_vgg16(base, head, image_size, layer):
-    """Put the frozen convolutions, with all preprocessing, before a head trained on their features."""
-    extractor = vgg16_extractor(base, image_size, layer)
-    return keras.Model(extractor.input, head(extractor.output), name="vgg16_transfer")
 
 
 RESULT_KEYS = ("settings", "data_sha256", "versions", "history", "validation", "test", "parameters")
 HISTORY_KEYS = ("loss", "accuracy", "val_loss", "val_accuracy")
+SCORE_KEYS = ("accuracy", "n", "interval95")
 
 
 def count_parameters(*models):
@@ -505,9 +540,9 @@ def load_results(name, folder=OUTPUT / "results"):
     except json.JSONDecodeError as error:
         raise ValueError(f"{relative(path)} is not JSON ({error}); `make run` makes it anew") from None
     missing = [key for key in RESULT_KEYS if key not in results]
-    missing += [f"history.{key}" for key in HISTORY_KEYS if key not in results.get("history", {})]
-    missing += [f"{split}.{key}" for split in ("validation", "test") for key in ("accuracy", "n", "interval95")
-                if key not in results.get(split, {})]
+    if not missing:
+        parts = {"history": HISTORY_KEYS, "validation": SCORE_KEYS, "test": SCORE_KEYS}
+        missing = [f"{key}.{part}" for key in parts for part in parts[key] if part not in results[key]]
     if missing:
         raise ValueError(f"{relative(path)} has an older layout, without {', '.join(missing)}; `make run` makes it anew")
     return results
@@ -526,22 +561,25 @@ def set_plot_style():
     """Set Matplotlib's sizes once: text in a 9-inch figure then matches GitHub's body text."""
     matplotlib.rcParams.update({
         "figure.figsize": (9, 3.6), "figure.dpi": 100, "font.size": 12, "axes.titlesize": 13, "legend.frameon": False,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
-        "svg.hashsalt": "ship-truck"})  # without a fixed salt an SVG's identifiers differ from run to run
+        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3})
+
+
+def draw_history(axis, history, key, colour):
+    """Draw history[key] ("loss" or "accuracy", in %) by epoch: training dashed, validation solid."""
+    for name, style, label in ((key, "--", "training"), (f"val_{key}", "-", "validation")):
+        values = np.array(history[name]) * (100 if key == "accuracy" else 1)
+        axis.plot(range(1, len(values) + 1), values, style, color=colour, label=label)
+    axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 def plot_history(history, name):
-    """Draw loss and accuracy by epoch, training dashed and validation solid; return the figure."""
+    """Draw loss and accuracy by epoch of the model with this name in MODELS; return the figure."""
     label, colour = MODELS[name]
     figure, axes = plt.subplots(1, 2)
-    for axis, key, title in zip(axes, ("loss", "accuracy"), ("Loss (cross-entropy)", "Accuracy (%)")):
-        for line, style in ((history[key], "--"), (history[f"val_{key}"], "-")):
-            values = 100 * np.array(line) if key == "accuracy" else np.array(line)
-            axis.plot(range(1, len(values) + 1), values, style, color=colour,
-                      label="training" if style == "--" else "validation")
-        axis.set(title=title, xlabel="epoch")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend()
+    for axis, key, title in zip(axes, ("loss", "accuracy"), ("loss (cross-entropy)", "accuracy (%)")):
+        draw_history(axis, history, key, colour)
+        axis.set(ylabel=title, xlabel="epoch")
+    axes[1].legend()
     figure.suptitle(label)
     figure.tight_layout()
     return figure
@@ -550,7 +588,8 @@ def plot_history(history, name):
 def save_figure(figure, name):
     """Write figures/NAME.png (200 dots an inch) and .svg, free of dates: same numbers, same bytes."""
     for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
-        with atomic_write(OUTPUT / "figures" / (name + suffix)) as temporary:
+        # Without a fixed salt an SVG's identifiers would differ from run to run.
+        with plt.rc_context({"svg.hashsalt": name}), atomic_write(OUTPUT / "figures" / (name + suffix)) as temporary:
             figure.savefig(temporary, dpi=200, metadata=metadata)
 
 

@@ -1,0 +1,34 @@
+# make run   the whole study, from the data to the README's table
+# make test  unit tests, and every notebook in the quick profile
+# make lab   Jupyter
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: run test lab lock clean
+
+run: .venv/ready
+	$(BIN)/python run_study.py
+
+test: .venv/ready
+	SHIP_TRUCK_PROFILE=quick $(BIN)/python -m pytest
+
+lab: .venv/ready
+	$(BIN)/jupyter lab notebooks
+
+# The mark is written last, so that an interrupted set-up starts again.
+.venv/ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+# Take the newest versions of what environment.yml names, and pin them with all they need.
+lock:
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	sed -n 's/^      - \([a-z].*\)/\1/p' environment.yml > .venv/names.txt
+	$(BIN)/python -m pip install -r .venv/names.txt
+	$(BIN)/python -m pip freeze > requirements.txt
+
+clean:
+	rm -rf .venv cache scratch data/png
