@@ -234,15 +234,15 @@ def plot_images(images, titles=None, columns=10, size=0.9):
     size: width of one image in inches. titles: one short line an image, or None.
     """
     rows = max(1, -(-len(images) // columns))
-    figure, axes = plt.subplots(rows, columns, squeeze=False,
+    figure, axes = plt.subplots(rows, columns, squeeze=False, layout="constrained",
                                 figsize=(columns * size, rows * (size + (0.22 if titles else 0))))
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     for axis in axes.flat:
         axis.axis("off")
     for index, (axis, image) in enumerate(zip(axes.flat, images)):
         axis.imshow(image, interpolation="nearest")
         if titles:
             axis.set_title(titles[index], fontsize=8, pad=2)
-    figure.tight_layout(pad=0.3)
     return figure
 
 
@@ -343,13 +343,19 @@ def score(y, probability):
     return {"accuracy": right / n, "n": n, "interval95": [float(interval.low), float(interval.high)]}
 
 
+def format_score(score):
+    """Return a score in one line: "98.20% of 1,000 (95 % interval 97.17% to 98.86%)"."""
+    low, high = score["interval95"]
+    return f"{score['accuracy']:.2%} of {score['n']:,} (95 % interval {low:.2%} to {high:.2%})"
+
+
 def plot_confusion(y, probability):
     """Draw the confusion matrix in counts (scikit-learn's); return the figure."""
     figure, axis = plt.subplots(figsize=(3.2, 3))
     ConfusionMatrixDisplay.from_predictions(y, np.asarray(probability).reshape(-1) >= 0.5, display_labels=CLASS_NAMES,
                                             cmap="Blues", colorbar=False, ax=axis)
     axis.set(xlabel="predicted", ylabel="true")
-    figure.tight_layout()
+    axis.grid(False)
     return figure
 
 
@@ -438,13 +444,15 @@ def vgg16_features(base, x, image_size, layer_names, grid, batch_size=100):
     if missing:
         extractor = vgg16_extractor(base, image_size, missing, grid)
         compute = tf.function(lambda images: keras.tree.flatten(extractor(images, training=False)), jit_compile=False)
-        parts = {name: [] for name in missing}
+        parts, started = {name: [] for name in missing}, time.perf_counter()
         update = progress_line(len(x), f"images at {image_size} px")
         for start in range(0, len(x), batch_size):
             images = tf.constant(x[start:start + batch_size], tf.float32)
             for name, values in zip(missing, compute(images)):
                 parts[name].append(values.numpy().astype(np.float16))
             update(min(start + batch_size, len(x)))
+        save_timing("vgg16_features", **{f"{image_size}px_{missing[-1]}_ms_an_image":
+                                         1000 * (time.perf_counter() - started) / len(x)})
         for name in missing:
             with atomic_write(paths[name]) as temporary:
                 np.save(temporary, np.concatenate(parts[name]))
@@ -475,8 +483,9 @@ def vgg16_classifier(base, head, settings):
 
 def save_model(model, name):
     """Save a model to models/NAME.keras, without optimizer state."""
+    bare = keras.Model(model.input, model.output, name=model.name)  # Keras would save a compiled model's optimizer
     with atomic_write(OUTPUT / "models" / f"{name}.keras") as temporary:
-        model.save(temporary, include_optimizer=False)
+        bare.save(temporary)
 
 
 def load_model(name):
@@ -522,11 +531,14 @@ def save_results(name, *, settings, history, validation, test, parameters):
         "validation": validation, "test": test, "parameters": parameters})
 
 
-def save_timing(name, **seconds):
-    """Add wall times in seconds to results/timing.json, under NAME. They stand apart: no two runs agree on them."""
+def save_timing(name, **times):
+    """Add wall times (in seconds, unless their name tells) to results/timing.json, under NAME.
+
+    They stand apart from the results, because no two runs agree on them.
+    """
     path = OUTPUT / "results" / "timing.json"
     timing = json.loads(path.read_text()) if path.is_file() else {}
-    timing.setdefault(name, {}).update({key: round(value, 1) for key, value in seconds.items()})
+    timing.setdefault(name, {}).update({key: round(value, 1) for key, value in times.items()})
     save_json(path, timing)
 
 
@@ -560,7 +572,7 @@ MODELS = {  # name: (what readers call it, its colour: Okabe & Ito's colour-blin
 def set_plot_style():
     """Set Matplotlib's sizes once: text in a 9-inch figure then matches GitHub's body text."""
     matplotlib.rcParams.update({
-        "figure.figsize": (9, 3.6), "figure.dpi": 100, "font.size": 12, "axes.titlesize": 13, "legend.frameon": False,
+        "figure.figsize": (9, 3.6), "figure.dpi": 100, "figure.constrained_layout.use": True, "font.size": 12, "axes.titlesize": 13, "legend.frameon": False,
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3})
 
 
@@ -581,7 +593,6 @@ def plot_history(history, name):
         axis.set(ylabel=title, xlabel="epoch")
     axes[1].legend()
     figure.suptitle(label)
-    figure.tight_layout()
     return figure
 
 

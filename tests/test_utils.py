@@ -345,6 +345,15 @@ def test_a_saved_model_takes_images_of_any_size_and_gives_the_same_answer(output
     assert answers == pytest.approx(answers[:1] * 3, abs=1e-5)
 
 
+def test_a_model_is_saved_without_its_optimizer(output):
+    model = tiny_classifier()
+    model.compile("adam", "binary_crossentropy", jit_compile=False)
+    model.fit(some_images(4)[0], np.array([0, 1, 0, 1]), verbose=0)
+    utils.save_model(model, "tiny")
+    loaded = keras.saving.load_model(output / "models" / "tiny.keras")
+    assert model.optimizer and getattr(loaded, "optimizer", None) is None
+
+
 def test_the_mirror_image_gets_the_same_answer():
     x, model = some_images(4)[0], tiny_classifier()
     assert model.predict(x[:, :, ::-1], verbose=0) == pytest.approx(model.predict(x, verbose=0), abs=1e-6)
