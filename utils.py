@@ -499,7 +499,7 @@ def load_model(name):
                                 "`make run` trains it anew")
     model = keras.saving.load_model(path, compile=False)
     if name == "vgg16_transfer":
-        model = vgg16_classifier(load_vgg16(), model, load_results(name)["settings"])
+        model = vgg16_classifier(load_vgg16(), model, load_results(name, OUTPUT / "results")["settings"])
     return model
 
 
@@ -542,8 +542,8 @@ def save_timing(name, **times):
     save_json(path, timing)
 
 
-def load_results(name, folder=OUTPUT / "results"):
-    """Read results/NAME.json. Raises FileNotFoundError, or ValueError where it is no JSON or of an older layout."""
+def load_results(name, folder):
+    """Read NAME.json in the folder results/. Raises FileNotFoundError, or ValueError where it is no JSON or of an older layout."""
     path = Path(folder) / f"{name}.json"
     if not path.is_file():
         raise FileNotFoundError(f"{relative(path)} is missing; `make run` makes it")
