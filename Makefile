@@ -1,16 +1,21 @@
 # make run   the whole study, from the data to the README's table
 # make test  unit tests, and every notebook in the quick profile
+# make seeds five training runs of each model; SEEDS="0 1 2" for others
 # make lab   Jupyter
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: run test lab lock clean
+.PHONY: run test seeds lab lock clean
+SEEDS ?= 0 1 2 3 4
 
 run: .venv/ready
 	$(BIN)/python run_study.py
 
 test: .venv/ready
 	SHIP_TRUCK_PROFILE=quick $(BIN)/python -m pytest
+
+seeds: .venv/ready
+	$(BIN)/python sweep.py --seeds $(SEEDS)
 
 lab: .venv/ready
 	$(BIN)/jupyter lab notebooks

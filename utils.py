@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import sys
 import time
 import warnings
 import zipfile
@@ -295,7 +296,8 @@ def classify_photo(model, path):
 def progress_line(total, unit):
     """Show a progress bar and return update(done, note=""), which redraws it.
 
-    A notebook keeps only its last state, as one line of output; a terminal shows it on one line.
+    A notebook keeps only its last state, as one line of output; a terminal redraws one line; a log gets
+    the last state only.
     """
     def text(done, note):
         filled = 30 * done // total
@@ -311,7 +313,7 @@ def progress_line(total, unit):
         last = time.monotonic()
         if handle:
             handle.update({"text/plain": text(done, note)}, raw=True)
-        else:
+        elif done == total or sys.stdout.isatty():
             print("\r" + text(done, note), end="" if done < total else "\n", flush=True)
 
     return update

@@ -1,14 +1,17 @@
 """Tests of what is committed: notebooks, environment, sizes, and the README's numbers."""
 
+import json
 import re
 import subprocess
 import sys
 from importlib.metadata import version
 
 import nbformat
+import numpy as np
 import pytest
 
 import run_study
+import sweep
 import utils
 
 NOTEBOOKS = run_study.NOTEBOOKS
@@ -73,7 +76,7 @@ def test_every_import_is_a_direct_dependency():
     sources += [cell.source for path in NOTEBOOKS for cell in nbformat.read(path, as_version=4).cells
                 if cell.cell_type == "code"]
     imported = {name for source in sources for name in re.findall(r"^(?:import|from) (\w+)", source, re.MULTILINE)}
-    outside = {modules.get(name, name) for name in imported - sys.stdlib_module_names - {"utils", "run_study"}}
+    outside = {modules.get(name, name) for name in imported - sys.stdlib_module_names - {"utils", "run_study", "sweep"}}
     assert outside <= {name for name, _ in environment()}
 
 
@@ -93,6 +96,25 @@ def test_the_readme_shows_the_committed_results(name):
     test = utils.load_results(name, utils.ROOT / "results")["test"]
     row = next(line for line in table.splitlines() if utils.MODELS[name][0] in line)
     assert f"{test['accuracy']:.2%}" in row and f"{test['interval95'][0]:.2%}" in row and f"{test['n']:,}" in row
+
+
+def committed_seeds():
+    return json.loads((utils.ROOT / "results" / "seeds.json").read_text())
+
+
+@pytest.mark.parametrize("name", sweep.NOTEBOOKS)
+def test_the_committed_seeds_agree_with_their_probabilities_and_the_readme(name):
+    found = committed_seeds()[name]["test"]
+    y_test = utils.load_ship_truck()[3]
+    with np.load(utils.ROOT / "results" / "seeds.npz") as file:
+        assert [utils.score(y_test, row)["accuracy"] for row in file[name]] == found["accuracy"]
+    assert f"{found['mean']:.2%} ± {found['standard_deviation']:.2%}" in (utils.ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", sweep.NOTEBOOKS)
+def test_the_committed_seeds_have_the_settings_of_the_committed_run(name):
+    settings = utils.load_results(name, utils.ROOT / "results")["settings"]
+    assert committed_seeds()[name]["settings"] | {"seed": 0} == settings
 
 
 def test_committed_results_are_of_the_shipped_data_and_a_full_run():
