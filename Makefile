@@ -1,11 +1,13 @@
-# make run   the whole study, from the data to the README's table
-# make test  unit tests, and every notebook in the quick profile
-# make seeds five training runs of each model; SEEDS="0 1 2" for others
-# make lab   Jupyter
+# make run    the whole study, from the data to the README's table
+# make test   unit tests, and every notebook in the quick profile
+# make seeds  five training runs of each model; SEEDS="0 1 2" for others
+# make ladder what each step of notebooks 02 and 03 is worth, by cross-validation
+# make bench  what the study costs on this machine
+# make lab    Jupyter
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: run test seeds lab lock clean
+.PHONY: run test seeds ladder bench lab lock clean
 SEEDS ?= 0 1 2 3 4
 
 run: .venv/ready
@@ -15,7 +17,16 @@ test: .venv/ready
 	SHIP_TRUCK_PROFILE=quick $(BIN)/python -m pytest
 
 seeds: .venv/ready
-	$(BIN)/python sweep.py --seeds $(SEEDS)
+	$(BIN)/python sweep.py seeds --seeds $(SEEDS)
+	$(BIN)/python run_study.py 04
+
+ladder: .venv/ready
+	$(BIN)/python sweep.py ladder --models three_block_cnn --folds 0 1 2
+	$(BIN)/python sweep.py ladder --models vgg16_transfer
+
+bench: .venv/ready
+	$(BIN)/python benchmark.py
+	$(BIN)/python run_study.py 04
 
 lab: .venv/ready
 	$(BIN)/jupyter lab notebooks

@@ -1,6 +1,7 @@
 """Execute the notebooks in order, in place, and compare the new metrics with those found before.
 
-`make run` calls this. Each notebook is written only after it has run to its end, and only whole.
+`make run` calls this; `python run_study.py 04` executes only the notebook whose name begins so.
+Each notebook is written only after it has run to its end, and only whole.
 The exit status is 1 where a metric moved by more than its tolerance.
 """
 
@@ -67,8 +68,10 @@ def compare(old, new):
 
 
 def main():
-    old = read_metrics()
-    for path in NOTEBOOKS:
+    old, chosen = read_metrics(), [path for path in NOTEBOOKS if path.name.startswith(tuple(sys.argv[1:] or [""]))]
+    if not chosen:
+        sys.exit(f"no notebook begins with {' or '.join(sys.argv[1:])}; there are {', '.join(p.stem for p in NOTEBOOKS)}")
+    for path in chosen:
         execute(path)
     outside = compare(old, read_metrics())
     if outside:

@@ -1,19 +1,31 @@
-"""Train the chosen models with several seeds: `make seeds`, or `python sweep.py --seeds 0 1 2 --workers 2`.
+"""Train the notebooks' models many times: `make seeds` and `make ladder`.
+
+    python sweep.py seeds --seeds 0 1 2 --models three_block_cnn --workers 2
+    python sweep.py ladder --models vgg16_transfer
+    python sweep.py seeds --dask tcp://scheduler:8786
 
 Models and settings are those of the notebooks: the cells tagged "define" are executed here, so that
-each is defined once. The tasks of a sweep are independent of each other; joblib runs them one after
-another or in worker processes of this machine (--workers).
+each is defined once. The training runs are independent of each other. joblib hands them out: one after
+another, to some processes of this machine (--workers) or to a Dask cluster (--dask).
 """
 
 import argparse
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import utils  # first: it keeps TensorFlow's start-up notes quiet
 import joblib
 import keras
 import nbformat
 import numpy as np
+from sklearn.model_selection import StratifiedKFold
 
 NOTEBOOKS = {"three_block_cnn": "02_three_block_cnn", "vgg16_transfer": "03_vgg16_transfer_learning"}
+FOLDS = 5  # the ladder holds out a fifth of the training set at a time
 
 
 def definitions(name):
@@ -26,66 +38,157 @@ def definitions(name):
     return namespace
 
 
-def run(name, seed, changes=None):
+def run(name, seed, changes=None, fold=None):
     """Train one model with one seed, with the notebook's settings or some of them changed.
 
-    Returns {"name", "seed", "validation": score, "test": score, "probability": (n_test,) float32 of truck}.
+    Without a fold it trains on the training split and is judged on validation and test. With a fold (0 to
+    FOLDS - 1) it trains on four fifths of the 10,000 training images and is judged on the rest; the test set
+    is not read. Returns {"name", "seed", "seconds", "validation": score} and, without a fold, "test": score and
+    "probability": n_test probabilities of truck.
     """
     study = definitions(name)
     settings = {**study["SETTINGS"], **(changes or {}), "seed": seed}
-    training, (x_validation, y_validation), (x_test, y_test) = utils.load_splits()
-    if name == "three_block_cnn":
-        network, _ = study["train"](settings, training, (x_validation, y_validation))
-        model = utils.classifier(network, name)
-        validation, test = (model.predict(x, verbose=0) for x in (x_validation, x_test))
-    else:
+    training, validation, test = utils.load_splits()
+    parts = [training, validation] if fold is not None else [training, validation, test]
+    if name == "vgg16_transfer":  # the head learns from features, which are computed once and cached
         base = utils.load_vgg16()
-        features = [study["features_of"](base, x, settings) for x in (training[0], x_validation, x_test)]
-        head, _ = study["train_head"](settings, features[0], training[1], features[1], y_validation)
-        validation, test = (study["predict"](head, *views) for views in features[1:])
-    keras.backend.clear_session()
-    return {"name": name, "seed": seed, "validation": utils.score(y_validation, validation),
-            "test": utils.score(y_test, test), "probability": np.asarray(test, np.float32).reshape(-1)}
+        parts = [(study["features_of"](base, x, settings), y) for x, y in parts]
+    if fold is not None:
+        x, y = (np.concatenate(arrays) for arrays in zip(*parts))
+        folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(y, y)
+        parts = [(x[part], y[part]) for part in list(folds)[fold]]
+    started = time.perf_counter()
+    network, _ = study["train"](settings, *parts[:2])
+    result = {"name": name, "seed": seed, "seconds": time.perf_counter() - started}
+    for split, (x, y) in zip(("validation", "test"), parts[1:]):
+        probability = study["predict"](network, x, settings).reshape(-1)
+        result[split] = utils.score(y, probability)
+    if fold is None:
+        result["probability"] = probability.tolist()
+    return result
+
+
+def run_apart(*task):
+    """Call run(*task) in a process of its own; return what it returns.
+
+    Keras draws seeds from Python's global random generator. In a Dask worker other threads draw from it too,
+    so that only a process of its own gives the same numbers everywhere.
+    """
+    done = subprocess.run([sys.executable, Path(__file__).resolve(), "task", json.dumps(task)],
+                          cwd=utils.ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{task} failed: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def sweep(tasks):
-    """Run tasks, tuples of run()'s arguments, wherever joblib's active backend puts them; return the
-    results in the order of the tasks. Raises ValueError for a task that stands twice."""
+    """Run tasks, tuples of run()'s arguments, wherever joblib's active backend puts them; yield each result
+    in the order of the tasks. Raises ValueError for a task that stands twice."""
     if len({repr(task) for task in tasks}) < len(tasks):
         raise ValueError(f"the sweep repeats a task: {tasks}; every seed counts once")
-    return joblib.Parallel()(joblib.delayed(run)(*task) for task in tasks)
+    return joblib.Parallel(return_as="generator")(joblib.delayed(run_apart)(*task) for task in tasks)
 
 
-def save(results, seeds):
-    """Write results/seeds.json and, beside it, the test probabilities (seeds, n_test) as seeds.npz."""
-    names = sorted({result["name"] for result in results})
-    summary, probabilities = {"seeds": seeds, "data_sha256": utils.SHA256[utils.DATA_FILE.name]}, {}
+def spread(scores):
+    """Summarise scores of several runs: their accuracies, mean and standard deviation (None for a single run)."""
+    accuracies = [score["accuracy"] for score in scores]
+    return {"accuracy": accuracies, "n": scores[0]["n"], "mean": float(np.mean(accuracies)),
+            "standard_deviation": float(np.std(accuracies, ddof=1)) if len(scores) > 1 else None}
+
+
+def read_json(path):
+    """Return what a JSON file holds, {} where there is none."""
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def save_seeds(results):
+    """Put one model's results into results/seeds.json, and its test probabilities (seeds, n_test) into
+    results/seeds.npz; another model's stay as they are."""
+    name, folder = results[0]["name"], utils.OUTPUT / "results"
+    settings = {key: value for key, value in definitions(name)["SETTINGS"].items() if key != "seed"}
+    entry = {"settings": settings, "data_sha256": utils.SHA256[utils.DATA_FILE.name],
+             "seeds": [result["seed"] for result in results]}
+    entry |= {split: spread([result[split] for result in results]) for split in ("validation", "test")}
+    probabilities = {}
+    if (folder / "seeds.npz").is_file():
+        with np.load(folder / "seeds.npz") as file:
+            probabilities = dict(file)
+    probabilities[name] = np.array([result["probability"] for result in results], np.float32)
+    with utils.atomic_write(folder / "seeds.npz") as temporary:
+        np.savez_compressed(temporary, **dict(sorted(probabilities.items())))
+    utils.save_json(folder / "seeds.json", dict(sorted((read_json(folder / "seeds.json") | {name: entry}).items())))
+    return entry
+
+
+def seeds(names, seeds):
+    """Train the chosen models with each seed; save after every run, so that a sweep cut short keeps what it has."""
+    done = {name: [] for name in names}
+    for result in sweep([(name, seed) for name in names for seed in seeds]):
+        done[result["name"]].append(result)
+        entry = save_seeds(done[result["name"]])
+        print(f"{result['name']}, seed {result['seed']}: test {result['test']['accuracy']:.2%}, mean of "
+              f"{len(entry['seeds'])}: {entry['test']['mean']:.2%}", flush=True)
+
+
+def ladder(names, folds):
+    """Judge every step of the notebooks' ladders on each fold; save after every step, to results/ladder.json."""
+    path = utils.OUTPUT / "results" / "ladder.json"
     for name in names:
-        own = [result for result in results if result["name"] == name]
-        summary[name] = {"settings": {key: value for key, value in definitions(name)["SETTINGS"].items() if key != "seed"}}
-        for split in ("validation", "test"):
-            accuracies = [result[split]["accuracy"] for result in own]
-            summary[name][split] = {"accuracy": accuracies, "n": own[0][split]["n"], "mean": float(np.mean(accuracies)),
-                                    "standard_deviation": float(np.std(accuracies, ddof=1)) if len(own) > 1 else None}
-        probabilities[name] = np.stack([result["probability"] for result in own])
-    with utils.atomic_write(utils.OUTPUT / "results" / "seeds.npz") as temporary:
-        np.savez_compressed(temporary, **probabilities)
-    utils.save_json(utils.OUTPUT / "results" / "seeds.json", summary)
-    return summary
+        steps, entries, changes = definitions(name)["LADDER"], [], {}
+        tasks = []
+        for _, change in steps:
+            changes = {**changes, **change}
+            tasks += [(name, fold, changes, fold) for fold in folds]
+        results = sweep(tasks)
+        for step, change in steps:
+            found = [next(results) for _ in folds]
+            entry = {"step": step, "change": change, "seconds": float(np.mean([result["seconds"] for result in found]))}
+            entry |= spread([result["validation"] for result in found])
+            if entries:
+                entry["gain"] = spread_of_gain(entries[-1]["accuracy"], entry["accuracy"])
+            entries.append(entry)
+            utils.save_json(path, read_json(path) | {name: {"folds": list(folds), "steps": entries}})
+            print(f"{name}, {step}: {entry['mean']:.2%}, {entry['seconds']:.0f} s", flush=True)
+
+
+def spread_of_gain(before, after):
+    """Return the mean gain, fold by fold, and its standard error (None for one fold)."""
+    gains = np.subtract(after, before)
+    error = float(gains.std(ddof=1) / len(gains) ** 0.5) if len(gains) > 1 else None
+    return {"mean": float(gains.mean()), "standard_error": error}
+
+
+def backend(arguments):
+    """Return joblib's context for --dask or --workers."""
+    if arguments.dask:
+        import dask.distributed  # needed for a cluster only
+
+        dask.distributed.Client(arguments.dask)
+        return joblib.parallel_config("dask")
+    # Threads do, because each only waits for the process that trains.
+    return joblib.parallel_config("threading", n_jobs=arguments.workers)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["seeds", "ladder", "task"])
+    parser.add_argument("task", nargs="?", help="for `task`: run()'s arguments as JSON; prints its result as JSON")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--folds", type=int, nargs="+", default=list(range(FOLDS)), choices=range(FOLDS))
     parser.add_argument("--models", nargs="+", choices=NOTEBOOKS, default=list(NOTEBOOKS))
     parser.add_argument("--workers", type=int, default=1, help="processes on this machine")
+    parser.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster; its workers start in a clone")
     arguments = parser.parse_args()
-    with joblib.parallel_config("loky", n_jobs=arguments.workers, verbose=10):
-        results = sweep([(name, seed) for name in arguments.models for seed in arguments.seeds])
-    for name, found in save(results, arguments.seeds).items():
-        if name in NOTEBOOKS:
-            print(f"{name}: test {found['test']['mean']:.2%}, validation {found['validation']['mean']:.2%}, "
-                  f"mean of {len(arguments.seeds)} seeds")
+    if arguments.what == "task":
+        with contextlib.redirect_stdout(sys.stderr):
+            result = run(*json.loads(arguments.task))
+        print(json.dumps(result))
+        return
+    with backend(arguments):
+        if arguments.what == "seeds":
+            seeds(arguments.models, arguments.seeds)
+        else:
+            ladder(arguments.models, arguments.folds)
 
 
 if __name__ == "__main__":

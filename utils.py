@@ -96,6 +96,15 @@ def set_seed(seed):
     tf.config.experimental.enable_op_determinism()
 
 
+def strategy():
+    """Return how training is spread: over all GPUs where there are several, else over TensorFlow's default device.
+
+    Keras 3 has no strategy for several machines on TensorFlow; sweep.py spreads whole training runs instead.
+    """
+    several = len(tf.config.list_logical_devices("GPU")) > 1
+    return tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()
+
+
 # --- The images ------------------------------------------------------------------------------
 
 
@@ -446,15 +455,13 @@ def vgg16_features(base, x, image_size, layer_names, grid, batch_size=100):
     if missing:
         extractor = vgg16_extractor(base, image_size, missing, grid)
         compute = tf.function(lambda images: keras.tree.flatten(extractor(images, training=False)), jit_compile=False)
-        parts, started = {name: [] for name in missing}, time.perf_counter()
+        parts = {name: [] for name in missing}
         update = progress_line(len(x), f"images at {image_size} px")
         for start in range(0, len(x), batch_size):
             images = tf.constant(x[start:start + batch_size], tf.float32)
             for name, values in zip(missing, compute(images)):
                 parts[name].append(values.numpy().astype(np.float16))
             update(min(start + batch_size, len(x)))
-        save_timing("vgg16_features", **{f"{image_size}px_{missing[-1]}_ms_an_image":
-                                         1000 * (time.perf_counter() - started) / len(x)})
         for name in missing:
             with atomic_write(paths[name]) as temporary:
                 np.save(temporary, np.concatenate(parts[name]))
@@ -464,23 +471,25 @@ def vgg16_features(base, x, image_size, layer_names, grid, batch_size=100):
 # --- Models and results ----------------------------------------------------------------------
 
 
-def classifier(network, name):
+def classifier(network, name, mirror=True):
     """Turn a network from 32x32 pixels to a logit into the model to keep.
 
     It takes uint8 RGB (n, any height, any width, 3), reduces it to the 32x32 thumbnails that the network was
-    trained on (a CIFAR-10 image passes unchanged), averages the logits of the image and its mirror image,
-    and returns the probability of truck (n, 1).
+    trained on (a CIFAR-10 image passes unchanged), averages the logits of the image and, unless mirror is False,
+    its mirror image, and returns the probability of truck (n, 1).
     """
     inputs = keras.Input((None, None, 3), dtype="uint8", name="image")
     images = keras.layers.Resizing(32, 32, antialias=True)(inputs)
-    logits = keras.layers.Average()([network(images), network(keras.ops.flip(images, axis=2))])
+    logits = network(images)
+    if mirror:
+        logits = keras.layers.Average()([logits, network(keras.ops.flip(images, axis=2))])
     return keras.Model(inputs, keras.layers.Activation("sigmoid")(logits), name=name)
 
 
 def vgg16_classifier(base, head, settings):
     """Put the frozen convolutions before a head trained on their features, and make it the model to keep."""
     extractor = vgg16_extractor(base, settings["image_size"], [settings["layer"]], settings["grid"])
-    return classifier(keras.Model(extractor.input, head(extractor.output)), "vgg16_transfer")
+    return classifier(keras.Model(extractor.input, head(extractor.output)), "vgg16_transfer", settings["mirror"])
 
 
 def save_model(model, name):
@@ -534,13 +543,13 @@ def save_results(name, *, settings, history, validation, test, parameters):
 
 
 def save_timing(name, **times):
-    """Add wall times (in seconds, unless their name tells) to results/timing.json, under NAME.
+    """Put wall times in seconds into results/timing.json, under NAME; other names stay.
 
     They stand apart from the results, because no two runs agree on them.
     """
     path = OUTPUT / "results" / "timing.json"
     timing = json.loads(path.read_text()) if path.is_file() else {}
-    timing.setdefault(name, {}).update({key: round(value, 1) for key, value in times.items()})
+    timing[name] = {key: round(value, 1) for key, value in times.items()}
     save_json(path, timing)
 
 
@@ -562,6 +571,26 @@ def load_results(name, folder):
     return results
 
 
+def format_ladder(name):
+    """Return a model's rungs in the committed results/ladder.json as a table in text.
+
+    A line has the held-out accuracy, mean ± standard deviation over the folds, and the gain over the line above,
+    mean ± standard error over the folds.
+    """
+    path = ROOT / "results" / "ladder.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{relative(path)} is missing; `make ladder` makes it")
+    ladder = json.loads(path.read_text())[name]
+    lines = [f"{len(ladder['folds'])} folds, {ladder['steps'][0]['n']:,} held-out images each\n",
+             f"{'':58} accuracy         gain (points)"]
+    for rung in ladder["steps"]:
+        line = f"{rung['step']:58} {rung['mean']:.2%} ± {rung['standard_deviation']:.2%}"
+        if "gain" in rung:
+            line += f"  {100 * rung['gain']['mean']:+.2f} ± {100 * rung['gain']['standard_error']:.2f}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
 # --- Figures and the README ------------------------------------------------------------------
 
 MODELS = {  # name: (what readers call it, its colour: Okabe & Ito's colour-blind safe palette)
@@ -574,7 +603,8 @@ MODELS = {  # name: (what readers call it, its colour: Okabe & Ito's colour-blin
 def set_plot_style():
     """Set Matplotlib's sizes once: text in a 9-inch figure then matches GitHub's body text."""
     matplotlib.rcParams.update({
-        "figure.figsize": (9, 3.6), "figure.dpi": 100, "figure.constrained_layout.use": True, "font.size": 12, "axes.titlesize": 13, "legend.frameon": False,
+        "figure.figsize": (9, 3.6), "figure.dpi": 100, "figure.constrained_layout.use": True,
+        "font.size": 12, "axes.titlesize": 13, "legend.frameon": False,
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3})
 
 

@@ -76,7 +76,7 @@ def test_every_import_is_a_direct_dependency():
     sources += [cell.source for path in NOTEBOOKS for cell in nbformat.read(path, as_version=4).cells
                 if cell.cell_type == "code"]
     imported = {name for source in sources for name in re.findall(r"^(?:import|from) (\w+)", source, re.MULTILINE)}
-    outside = {modules.get(name, name) for name in imported - sys.stdlib_module_names - {"utils", "run_study", "sweep"}}
+    outside = {modules.get(name, name) for name in imported - sys.stdlib_module_names - {"utils", "run_study", "sweep", "benchmark"}}
     assert outside <= {name for name, _ in environment()}
 
 
@@ -115,6 +115,27 @@ def test_the_committed_seeds_agree_with_their_probabilities_and_the_readme(name)
 def test_the_committed_seeds_have_the_settings_of_the_committed_run(name):
     settings = utils.load_results(name, utils.ROOT / "results")["settings"]
     assert committed_seeds()[name]["settings"] | {"seed": 0} == settings
+
+
+def committed_rungs(name):
+    return json.loads((utils.ROOT / "results" / "ladder.json").read_text())[name]["steps"]
+
+
+@pytest.mark.parametrize("name", sweep.NOTEBOOKS)
+def test_the_settings_are_those_of_the_best_rung(name):
+    rungs, reached, settings = committed_rungs(name), {}, utils.load_results(name, utils.ROOT / "results")["settings"]
+    best = max(range(len(rungs)), key=lambda number: rungs[number]["mean"])
+    for rung in rungs[:best + 1]:
+        reached |= rung["change"]
+    assert reached | {"seed": 0} == settings
+
+
+@pytest.mark.parametrize("name", sweep.NOTEBOOKS)
+def test_the_committed_ladder_is_the_notebook_s(name):
+    rungs = committed_rungs(name)
+    assert [(rung["step"], rung["change"]) for rung in rungs] == sweep.definitions(name)["LADDER"]
+    for before, rung in zip(rungs, rungs[1:]):
+        assert rung["gain"]["mean"] == pytest.approx(rung["mean"] - before["mean"])
 
 
 def test_committed_results_are_of_the_shipped_data_and_a_full_run():

@@ -1,34 +1,44 @@
-"""Tests of the seed sweep: the same numbers wherever it runs. The quick profile keeps them short."""
+"""Tests of the sweep: the same numbers wherever it runs. The quick profile keeps them short."""
+
+import argparse
+import json
+import subprocess
+import sys
 
 import joblib
 import numpy as np
 import pytest
+from dask.distributed import Client, LocalCluster
 
 import sweep
 import utils
 
-TASKS = [("three_block_cnn", seed, {"filters": [4, 4, 4], "epochs": 1}) for seed in (0, 1)]
+TINY = {"filters": [4, 4, 4], "epochs": 1, "crop_epochs": 0}
+TASKS = [("three_block_cnn", seed, TINY) for seed in (0, 1)]
 
 
 @pytest.fixture(scope="module")
 def serial():
-    return sweep.sweep(TASKS)
+    return list(sweep.sweep(TASKS))
 
 
-def assert_same(found, expected):
-    for one, other in zip(found, expected, strict=True):
-        assert (one["name"], one["seed"], one["test"]) == (other["name"], other["seed"], other["test"])
-        assert (one["probability"] == other["probability"]).all()
+def without_time(results):
+    return [{key: value for key, value in result.items() if key != "seconds"} for result in results]
 
 
-def test_two_local_workers_give_the_numbers_of_the_serial_run(serial):
-    with joblib.parallel_config("loky", n_jobs=2):
-        assert_same(sweep.sweep(TASKS), serial)
+def test_two_dask_workers_give_the_numbers_of_the_serial_run(serial):
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster):
+        with joblib.parallel_config("dask"):
+            assert without_time(sweep.sweep(TASKS)) == without_time(serial)
 
 
-def test_seeds_differ_and_repeat(serial):
-    assert (serial[0]["probability"] != serial[1]["probability"]).any()
-    assert_same([sweep.run(*TASKS[0])], serial[:1])
+def test_two_processes_at_a_time_do_too(serial):
+    with sweep.backend(argparse.Namespace(dask=None, workers=2)):
+        assert without_time(sweep.sweep(TASKS)) == without_time(serial)
+
+
+def test_seeds_differ(serial):
+    assert serial[0]["probability"] != serial[1]["probability"]
 
 
 def test_a_repeated_seed_is_refused():
@@ -36,10 +46,72 @@ def test_a_repeated_seed_is_refused():
         sweep.sweep(TASKS + TASKS[:1])
 
 
-def test_the_summary_holds_every_seed(serial, tmp_path, monkeypatch):
+def test_a_failing_run_says_what_failed():
+    with pytest.raises(RuntimeError, match=r"three_block_cnn.*epochz"):
+        list(sweep.sweep([("three_block_cnn", 0, {"filters": "epochz"})]))
+
+
+def test_a_fold_holds_out_images_and_leaves_the_test_set_alone():
+    result = sweep.run("three_block_cnn", 0, TINY, 1)
+    assert "test" not in result and "probability" not in result
+    assert result["validation"]["n"] == 500 / sweep.FOLDS  # the quick profile has 400 + 100 images
+
+
+def test_a_ladder_keeps_every_rung_and_its_gain(monkeypatch, tmp_path):
+    found = {0: [0.5, 0.7], 1: [0.6, 0.6]}  # by fold and rung
     monkeypatch.setattr(utils, "OUTPUT", tmp_path)
-    found = sweep.save(serial, [0, 1])["three_block_cnn"]["test"]
+    monkeypatch.setattr(sweep, "definitions", lambda name: {"LADDER": [("a", {"x": 1}), ("b", {"y": 2})]})
+    monkeypatch.setattr(sweep, "sweep", lambda tasks: iter(
+        [{"seconds": 1.0, "validation": {"accuracy": found[fold][len(changes) - 1], "n": 10}}
+         for _, _, changes, fold in tasks]))
+    sweep.ladder(["three_block_cnn"], [0, 1])
+    first, second = json.loads((tmp_path / "results" / "ladder.json").read_text())["three_block_cnn"]["steps"]
+    assert first["mean"] == pytest.approx(0.55) and "gain" not in first
+    assert second["gain"]["mean"] == pytest.approx(0.1)
+    assert second["gain"]["standard_error"] == pytest.approx(0.1)
+
+
+def test_the_summary_holds_every_seed_and_leaves_other_models_alone(serial, tmp_path, monkeypatch):
+    monkeypatch.setattr(utils, "OUTPUT", tmp_path)
+    sweep.save_seeds([{**result, "name": "vgg16_transfer"} for result in serial])
+    found = sweep.save_seeds(serial)["test"]
     assert found["accuracy"] == [result["test"]["accuracy"] for result in serial]
     assert found["mean"] == pytest.approx(np.mean(found["accuracy"]))
+    summary = json.loads((tmp_path / "results" / "seeds.json").read_text())
+    assert list(summary) == ["three_block_cnn", "vgg16_transfer"] and summary["three_block_cnn"]["seeds"] == [0, 1]
     with np.load(tmp_path / "results" / "seeds.npz") as file:
-        assert (file["three_block_cnn"] == np.stack([result["probability"] for result in serial])).all()
+        for name in summary:
+            assert (file[name] == np.float32([result["probability"] for result in serial])).all()
+
+
+TWO_DEVICES = """
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import numpy as np
+import sweep, utils
+
+x = np.random.default_rng(0).normal(size=(256, 1, 20)).astype("float16")
+y = (x[:, 0, 0] > 0).astype("uint8")
+study = sweep.definitions("vgg16_transfer")
+settings = {**study["SETTINGS"], "hidden_units": 8, "dropout": 0.0, "epochs": 3, "batch_size": 64}
+def head():
+    network, _ = study["train"](settings, (x, y), (x, y))
+    return study["predict"](network, x, settings)
+def cnn():
+    return sweep.run("three_block_cnn", 0, {"filters": [8, 8, 8], "epochs": 6, "crop_epochs": 0})["validation"]["accuracy"]
+one, one_cnn = head(), cnn()
+mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+utils.strategy = lambda: mirrored
+two, two_cnn = head(), cnn()
+print(mirrored.num_replicas_in_sync, float(np.ptp(one)), float(np.abs(one - two).max()), one_cnn, two_cnn)
+"""
+
+
+def test_two_devices_give_the_numbers_of_one():
+    """The head without dropout: the same numbers. The CNN, whose replicas augment apart: the same accuracy, about."""
+    done = subprocess.run([sys.executable, "-c", TWO_DEVICES], cwd=utils.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    replicas, spread, difference, one_cnn, two_cnn = map(float, done.stdout.splitlines()[-1].split())
+    assert replicas == 2 and spread > 0.1 and difference < 1e-3
+    assert abs(one_cnn - two_cnn) < 0.1

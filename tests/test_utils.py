@@ -359,6 +359,16 @@ def test_the_mirror_image_gets_the_same_answer():
     assert model.predict(x[:, :, ::-1], verbose=0) == pytest.approx(model.predict(x, verbose=0), abs=1e-6)
 
 
+def test_without_mirroring_the_answer_is_the_network_s():
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    network = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Rescaling(1 / 255), keras.layers.Flatten(),
+                                keras.layers.Dense(1)])
+    plain = utils.classifier(network, "plain", mirror=False).predict(images, verbose=0)
+    expected = keras.ops.sigmoid(network.predict(images.astype("float32"), verbose=0))
+    assert plain == pytest.approx(np.asarray(expected), abs=1e-6)
+    assert utils.classifier(network, "both").predict(images, verbose=0) != pytest.approx(plain, abs=1e-3)
+
+
 def test_a_missing_model_says_how_to_get_it(output):
     with pytest.raises(FileNotFoundError, match="three_block_cnn.keras is missing.*make run"):
         utils.load_model("three_block_cnn")
@@ -408,6 +418,12 @@ def test_a_diverged_run_is_not_written(output):
     with pytest.raises(ValueError):
         utils.save_results("run", **results)
     assert not list((output / "results").iterdir())
+
+
+def test_a_missing_ladder_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(utils, "ROOT", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"ladder\.json is missing; `make ladder`"):
+        utils.format_ladder("vgg16_transfer")
 
 
 def test_timing_is_added_not_replaced(output):

@@ -1,0 +1,170 @@
+"""Measure what the study costs on this machine: `make bench` writes results/benchmark.json.
+
+Everything is measured in one run, in turn, on an otherwise idle machine, with the notebooks' models and
+settings. Training times include the tracing of the graph and leave out the loading of TensorFlow and data.
+"""
+
+import os
+import platform
+import time
+from pathlib import Path
+
+import utils  # first: it keeps TensorFlow's start-up notes quiet
+import joblib
+import keras
+import numpy as np
+import tensorflow as tf
+
+import sweep
+
+STEPS_2021 = 5 * -(-10_000 // 64)  # 5 epochs of 10,000 images in batches of 64
+LEVEL_2021 = 0.7775  # the test accuracy that the 2021 outputs show
+
+
+def call_times(function, repeats):
+    """Return the wall times of some calls in seconds, after one that is not counted."""
+    function()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+    return times
+
+
+def machine():
+    """Describe the machine: processor, logical cores, GPUs, memory in GiB, system, versions."""
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
+    found = {"processor": model, "cores": os.cpu_count(), "gpus": len(tf.config.list_physical_devices("GPU")),
+             "system": platform.system(), "python": platform.python_version(),
+             "tensorflow": tf.__version__, "keras": keras.__version__}
+    if hasattr(os, "sysconf"):  # not on Windows
+        found["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
+    return found
+
+
+def peak_gflops(size=4096):
+    """Return the best rate of a float32 matrix product, in 10^9 operations a second."""
+    matrix = tf.random.normal((size, size))
+    product = tf.function(lambda: tf.linalg.matmul(matrix, matrix), jit_compile=False)
+    return 2 * size**3 / min(call_times(lambda: product().numpy(), 8)) / 1e9
+
+
+def convolution_operations(base, image_size, layer):
+    """Return the multiplications and additions that VGG16's convolutions up to a layer need for one image."""
+    operations, width = 0, image_size
+    for part in base.layers:
+        if "conv" in part.name:
+            operations += 2 * width**2 * int(np.prod(part.kernel.shape))
+        elif "pool" in part.name:
+            width //= 2
+        if part.name == layer:
+            return operations
+
+
+def extraction(base, image_size, settings, n=200):
+    """Return (ms an image, 10^9 operations a second) of VGG16's features, the best of four measurements."""
+    extractor = utils.vgg16_extractor(base, image_size, [settings["layer"]], settings["grid"])
+    compute = tf.function(lambda images: extractor(images, training=False), jit_compile=False)
+    images = tf.random.uniform((100, 32, 32, 3), 0, 255)
+    best = min(call_times(lambda: [compute(images).numpy() for _ in range(n // 100)], 4))
+    return 1000 * best / n, convolution_operations(base, image_size, settings["layer"]) * n / best / 1e9
+
+
+def step_2021(jit_compile):
+    """Return the median time of a training step of the 2021 recipe (200x200 pixels, batch 64), with or without XLA."""
+    network = sweep.definitions("three_block_cnn")["network_2021"](200)
+    network.compile(keras.optimizers.SGD(0.001, momentum=0.9), loss="binary_crossentropy", jit_compile=jit_compile)
+    x, y = np.random.default_rng(0).uniform(0, 255, (64, 200, 200, 3)).astype("float32"), np.arange(64) % 2
+    return float(np.median(call_times(lambda: network.train_on_batch(x, y), 4)))
+
+
+def train_cnn(epochs, images):
+    """Train the three-block CNN for some epochs on the first so many images; return its time and scores."""
+    study, ((x, y), validation, test) = sweep.definitions("three_block_cnn"), utils.load_splits()
+    settings = study["SETTINGS"]
+    share = settings["crop_epochs"] / settings["epochs"]
+    settings = {**settings, "epochs": epochs, "crop_epochs": int(epochs * share)}
+    started = time.perf_counter()
+    network, _ = study["train"](settings, (x[:images], y[:images]), validation)
+    run = {"epochs": epochs, "images": len(x[:images]), "seconds": time.perf_counter() - started}
+    for split, (x, y) in (("validation", validation), ("test", test)):
+        run[split] = utils.score(y, study["predict"](network, x, settings))
+    return run
+
+
+def sweep_times(workers, seeds, changes):
+    """Return the seconds after which each of some short training runs of the CNN was done, in order."""
+    started, tasks = time.perf_counter(), [("three_block_cnn", seed, changes) for seed in seeds]
+    with joblib.parallel_config("threading", n_jobs=workers):
+        return [time.perf_counter() - started for _ in sweep.sweep(tasks)]
+
+
+def readme_section(result):
+    """Return what the README shows of a full benchmark, as Markdown."""
+    runs, recipe = result["three_block_cnn"], result["recipe_2021"]
+    on, off = recipe["with_xla"], recipe["without_xla"]
+    first = next(run for run in runs if run["test"]["accuracy"] >= LEVEL_2021)
+    features = next(part for part in result["extraction"] if part["image_size"] == result["image_size"])
+    rows = [
+        ("a training step of the 2021 recipe, with XLA / without",
+         f"{on['seconds_a_step']:.1f} / {off['seconds_a_step']:.1f} s"),
+        ("its 5 epochs, extrapolated from the step, with XLA / without",
+         f"{on['extrapolated_seconds'] / 60:.0f} / {off['extrapolated_seconds'] / 60:.0f} min"),
+        (f"the CNN to the test accuracy of 2021 (it had {first['test']['accuracy']:.1%} "
+         f"after {first['images']:,} images)", f"{first['seconds']:.1f} s"),
+        ("times sooner than the recipe, with XLA / without", f"{on['times_sooner']:.0f} / {off['times_sooner']:.0f}"),
+        (f"the CNN to its final test accuracy ({runs[-1]['test']['accuracy']:.2%}, this run)",
+         f"{runs[-1]['seconds']:.0f} s"),
+        (f"VGG16 features at {features['image_size']} px", f"{features['ms_an_image']:.1f} ms an image"),
+        (f"their share of the peak ({result['peak_gflops']:.0f} GFLOPS, a large float32 matrix product)",
+         f"{features['share_of_peak']:.0%}")]
+    table = "".join(f"| {label} | {value} |\n" for label, value in [("", "measured"), ("---", "---:"), *rows])
+    return table + ("\nOn {processor}, {cores} cores, {memory_gib} GiB, {gpus} GPUs, {system}; Python {python}, "
+                    "TensorFlow {tensorflow}, Keras {keras}.\n").format(**result["machine"])
+
+
+def main():
+    settings = sweep.definitions("vgg16_transfer")["SETTINGS"]
+    full = sweep.definitions("three_block_cnn")["SETTINGS"]["epochs"]
+    base = utils.load_vgg16()
+    result = {"machine": machine(), "peak_gflops": peak_gflops(), "image_size": settings["image_size"],
+              "extraction": []}
+    print(f"peak of a float32 matrix product: {result['peak_gflops']:.0f} GFLOPS", flush=True)
+    for size in utils.full_or_quick((32, 64, 96, 128), (32, 96)):
+        milliseconds, gflops = extraction(base, size, settings)
+        result["extraction"].append({"image_size": size, "ms_an_image": milliseconds, "gflops": gflops,
+                                     "share_of_peak": gflops / result["peak_gflops"]})
+        print(f"features at {size} px: {milliseconds:.1f} ms an image, "
+              f"{gflops / result['peak_gflops']:.0%} of the peak", flush=True)
+    result["recipe_2021"] = {"steps": STEPS_2021}
+    for key, jit_compile in (("with_xla", True), ("without_xla", False)):
+        step = step_2021(jit_compile)
+        result["recipe_2021"][key] = {"seconds_a_step": step, "extrapolated_seconds": step * STEPS_2021}
+        print(f"2021 recipe, {key}: {step:.1f} s a step, {step * STEPS_2021 / 60:.0f} min in all (extrapolated)",
+              flush=True)
+    result["three_block_cnn"] = []
+    for epochs, images in utils.full_or_quick(((1, 3000), (1, 6000), (1, 9000), (4, 9000), (12, 9000), (full, 9000)),
+                                              ((1, 200), (1, 400))):
+        run = train_cnn(epochs, images)
+        result["three_block_cnn"].append(run)
+        print(f"CNN, {epochs} epochs of {run['images']:,} images: {run['seconds']:.1f} s, "
+              f"test {run['test']['accuracy']:.2%}", flush=True)
+    reached = [run for run in result["three_block_cnn"] if run["test"]["accuracy"] >= LEVEL_2021 or utils.QUICK]
+    for key in ("with_xla", "without_xla"):
+        recipe = result["recipe_2021"][key]
+        recipe["times_sooner"] = recipe["extrapolated_seconds"] / min(run["seconds"] for run in reached)
+        print(f"{LEVEL_2021:.2%} of the test set {recipe['times_sooner']:.0f} times sooner than the 2021 recipe, {key}")
+    short = {"epochs": utils.full_or_quick(2, 1), "crop_epochs": 0}
+    result["seeds"] = {"settings": short, "seconds": {
+        str(workers): sweep_times(workers, range(utils.full_or_quick(4, 2)), short) for workers in (1, 2)}}
+    utils.save_json(utils.OUTPUT / "results" / "benchmark.json", result)
+    if not utils.QUICK:  # a quick run must not touch the README
+        utils.replace_between(utils.ROOT / "README.md", "benchmark", readme_section(result))
+
+
+if __name__ == "__main__":
+    main()
