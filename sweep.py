@@ -19,7 +19,6 @@ from pathlib import Path
 
 import utils  # first: it keeps TensorFlow's start-up notes quiet
 import joblib
-import keras
 import nbformat
 import numpy as np
 from sklearn.model_selection import StratifiedKFold
@@ -77,7 +76,8 @@ def run_apart(*task):
     done = subprocess.run([sys.executable, Path(__file__).resolve(), "task", json.dumps(task)],
                           cwd=utils.ROOT, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{task} failed: {done.stderr.strip().splitlines()[-1]}")
+        reason = done.stderr.strip() or f"exit status {done.returncode}"  # a killed process says nothing
+        raise RuntimeError(f"{task} failed: {reason.splitlines()[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -120,7 +120,7 @@ def save_seeds(results):
     return entry
 
 
-def seeds(names, seeds):
+def sweep_seeds(names, seeds):
     """Train the chosen models with each seed; save after every run, so that a sweep cut short keeps what it has."""
     done = {name: [] for name in names}
     for result in sweep([(name, seed) for name in names for seed in seeds]):
@@ -130,7 +130,7 @@ def seeds(names, seeds):
               f"{len(entry['seeds'])}: {entry['test']['mean']:.2%}", flush=True)
 
 
-def ladder(names, folds):
+def sweep_ladder(names, folds):
     """Judge every step of the notebooks' ladders on each fold; save after every step, to results/ladder.json."""
     path = utils.OUTPUT / "results" / "ladder.json"
     for name in names:
@@ -186,9 +186,9 @@ def main():
         return
     with backend(arguments):
         if arguments.what == "seeds":
-            seeds(arguments.models, arguments.seeds)
+            sweep_seeds(arguments.models, arguments.seeds)
         else:
-            ladder(arguments.models, arguments.folds)
+            sweep_ladder(arguments.models, arguments.folds)
 
 
 if __name__ == "__main__":

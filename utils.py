@@ -581,12 +581,13 @@ def format_ladder(name):
     if not path.is_file():
         raise FileNotFoundError(f"{relative(path)} is missing; `make ladder` makes it")
     ladder = json.loads(path.read_text())[name]
+    unknown = float("nan")  # one fold alone has no spread
     lines = [f"{len(ladder['folds'])} folds, {ladder['steps'][0]['n']:,} held-out images each\n",
              f"{'':58} accuracy         gain (points)"]
     for rung in ladder["steps"]:
-        line = f"{rung['step']:58} {rung['mean']:.2%} ± {rung['standard_deviation']:.2%}"
+        line = f"{rung['step']:58} {rung['mean']:.2%} ± {rung['standard_deviation'] or unknown:.2%}"
         if "gain" in rung:
-            line += f"  {100 * rung['gain']['mean']:+.2f} ± {100 * rung['gain']['standard_error']:.2f}"
+            line += f"  {100 * rung['gain']['mean']:+.2f} ± {100 * (rung['gain']['standard_error'] or unknown):.2f}"
         lines.append(line)
     return "\n".join(lines)
 

@@ -64,7 +64,7 @@ def test_a_ladder_keeps_every_rung_and_its_gain(monkeypatch, tmp_path):
     monkeypatch.setattr(sweep, "sweep", lambda tasks: iter(
         [{"seconds": 1.0, "validation": {"accuracy": found[fold][len(changes) - 1], "n": 10}}
          for _, _, changes, fold in tasks]))
-    sweep.ladder(["three_block_cnn"], [0, 1])
+    sweep.sweep_ladder(["three_block_cnn"], [0, 1])
     first, second = json.loads((tmp_path / "results" / "ladder.json").read_text())["three_block_cnn"]["steps"]
     assert first["mean"] == pytest.approx(0.55) and "gain" not in first
     assert second["gain"]["mean"] == pytest.approx(0.1)
