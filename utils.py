@@ -54,12 +54,15 @@ OUTPUT = ROOT / "scratch" if QUICK else ROOT
 CACHE = OUTPUT / "cache"
 
 DATA_FILE = ROOT / "data" / "ship_truck.npz"
+OTHER_FILE = ROOT / "data" / "other_classes.npz"
 WEIGHTS_FILE = ROOT / "data" / "vgg16_imagenet_notop.weights.h5"
 SHA256 = {
     DATA_FILE.name: "af28da5ffb90eb5a8b23477a6cd05ba27e142e4aef7e84e7b02358c91c00c527",
+    OTHER_FILE.name: "9792bf1bab0bfec25efaa1842628cc5de35bd779f13af13da57f3ecb7f2cfc0d",
     WEIGHTS_FILE.name: "9b8947ba611ca122d68a25ec0ae3a39afd995bd7b6a63d022f7522f1b5999448",
 }
 CLASS_NAMES = ("ship", "truck")
+OTHER_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse")  # CIFAR-10's 0 to 7
 
 
 def full_or_quick(full, quick):
@@ -138,6 +141,16 @@ def check_images(x, y, name="images"):
         raise ValueError(f"{name}: labels {np.unique(y)}, expected only 0 (ship) and 1 (truck)")
 
 
+def read_arrays(path, sha256):
+    """Return {"x_train": …, "y_train": …, "x_test": …, "y_test": …} of a data file, verified."""
+    verify_file(path, sha256)
+    wanted = ("x_train", "y_train", "x_test", "y_test")
+    with np.load(path) as arrays:
+        if set(arrays) != set(wanted):
+            raise ValueError(f"{relative(path)} holds {sorted(arrays)}, expected {sorted(wanted)}")
+        return {name: arrays[name] for name in wanted}
+
+
 def load_ship_truck(path=DATA_FILE, sha256=SHA256[DATA_FILE.name]):
     """Load the ships and trucks of CIFAR-10, verified.
 
@@ -145,12 +158,7 @@ def load_ship_truck(path=DATA_FILE, sha256=SHA256[DATA_FILE.name]):
     y_test (2000,), in the order of the official files. For a file of your own, give its sum too.
     Raises FileNotFoundError or ValueError where the file is missing, damaged or of another shape.
     """
-    verify_file(path, sha256)
-    wanted = ("x_train", "y_train", "x_test", "y_test")
-    with np.load(path) as arrays:
-        if set(arrays) != set(wanted):
-            raise ValueError(f"{relative(path)} holds {sorted(arrays)}, expected {sorted(wanted)}")
-        x_train, y_train, x_test, y_test = (arrays[name] for name in wanted)
+    x_train, y_train, x_test, y_test = read_arrays(path, sha256).values()
     check_images(x_train, y_train, f"{relative(path)}, training set")
     check_images(x_test, y_test, f"{relative(path)}, test set")
     return x_train, y_train, x_test, y_test
@@ -204,9 +212,17 @@ def rebuild_ship_truck(source, path):
     with the official binary batches. The bytes depend on nothing but the images (no time, no
     compression, no platform), so that the SHA-256 proves the result identical. Returns that sum.
     """
-    official = keras.datasets.cifar10.load_data() if source == "keras" else read_cifar10_binary(source)
-    (x_train, y_train), (x_test, y_test) = (select_ships_and_trucks(x, y) for x, y in official)
-    arrays = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
+    (x_train, y_train), (x_test, y_test) = (select_ships_and_trucks(x, y) for x, y in official_cifar10(source))
+    return write_arrays(path, {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test})
+
+
+def official_cifar10(source):
+    """Return (x_train, y_train), (x_test, y_test) of all ten classes; source as in rebuild_ship_truck()."""
+    return keras.datasets.cifar10.load_data() if source == "keras" else read_cifar10_binary(source)
+
+
+def write_arrays(path, arrays):
+    """Write a dict of arrays as .npz whose bytes depend on nothing but them; return its SHA-256."""
     with atomic_write(path) as temporary:
         with zipfile.ZipFile(temporary, "w") as archive:
             for name, array in arrays.items():
@@ -215,6 +231,37 @@ def rebuild_ship_truck(source, path):
                 with archive.open(entry, "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, array)
     return file_sha256(path)
+
+
+def rebuild_other_classes(source, path, each=(125, 250)):
+    """Write the file of images that are neither ship nor truck anew; source as in rebuild_ship_truck().
+
+    It takes the first each[0] training and each[1] test images of CIFAR-10's classes 0 to 7, in the order of the
+    official files. Returns the file's SHA-256.
+    """
+    arrays = {}
+    for split, (x, y), count in zip(("train", "test"), official_cifar10(source), each):
+        y = np.asarray(y).reshape(-1)
+        keep = np.sort(np.concatenate([np.flatnonzero(y == label)[:count] for label in range(len(OTHER_CLASSES))]))
+        arrays |= {f"x_{split}": np.ascontiguousarray(x[keep]), f"y_{split}": y[keep].astype(np.uint8)}
+    return write_arrays(path, arrays)
+
+
+def load_other_classes(path=OTHER_FILE, sha256=SHA256[OTHER_FILE.name]):
+    """Load CIFAR-10 images that are neither ship nor truck, verified; the quick profile keeps every 25th.
+
+    Returns x_train (1000, 32, 32, 3) uint8, y_train (1000,) uint8 (the place in OTHER_CLASSES), x_test (2000, …),
+    y_test. Raises FileNotFoundError or ValueError where the file is missing, damaged, of another layout or
+    without images of one class.
+    """
+    arrays = read_arrays(path, sha256)
+    for split in ("train", "test"):
+        empty = sorted(set(range(len(OTHER_CLASSES))) - set(arrays[f"y_{split}"].tolist()))
+        if empty:
+            raise ValueError(f"{relative(path)} has no {OTHER_CLASSES[empty[0]]} in y_{split}; "
+                             "rebuild it as data/README.md says")
+    every = full_or_quick(1, 25)
+    return tuple(arrays[name][::every] for name in ("x_train", "y_train", "x_test", "y_test"))
 
 
 def split_indices(y_train, validation_fraction=0.1, seed=0):
@@ -489,7 +536,8 @@ def classifier(network, name, mirror=True):
 def vgg16_classifier(base, head, settings):
     """Put the frozen convolutions before a head trained on their features, and make it the model to keep."""
     extractor = vgg16_extractor(base, settings["image_size"], [settings["layer"]], settings["grid"])
-    return classifier(keras.Model(extractor.input, head(extractor.output)), "vgg16_transfer", settings["mirror"])
+    network = keras.Model(extractor.input, head(extractor.output), name="vgg16_network")
+    return classifier(network, "vgg16_transfer", settings["mirror"])
 
 
 def save_model(model, name):
@@ -569,6 +617,44 @@ def load_results(name, folder):
     if missing:
         raise ValueError(f"{relative(path)} has an older layout, without {', '.join(missing)}; `make run` makes it anew")
     return results
+
+
+def check_settings(found, expected, what):
+    """Raise ValueError, naming the settings that differ, unless two dicts of settings agree (the seed aside)."""
+    different = sorted(key for key in (found | expected).keys() - {"seed"} if found.get(key) != expected.get(key))
+    if different:
+        key = different[0]
+        raise ValueError(f"{what} from other settings ({', '.join(different)}): {key} is {found.get(key)}, "
+                         f"expected {expected.get(key)}; make them anew")
+
+
+def load_seeds(folder):
+    """Read the seed sweep in the folder results/: {model: its entry in seeds.json, with "probability" beside}.
+
+    "probability" is (seeds, n_test), of truck; the standard deviation of a single seed is NaN. Raises
+    FileNotFoundError, or ValueError where settings differ from those of the model's own run, a seed is repeated, or
+    a probability is not a number from 0 to 1.
+    """
+    folder = Path(folder)
+    for path in (folder / "seeds.json", folder / "seeds.npz"):
+        if not path.is_file():
+            raise FileNotFoundError(f"{relative(path)} is missing; `make seeds` makes it")
+    seeds, place = json.loads((folder / "seeds.json").read_text()), relative(folder)
+    with np.load(folder / "seeds.npz") as arrays:
+        probabilities = dict(arrays)
+    for name, entry in seeds.items():
+        check_settings(entry["settings"], load_results(name, folder)["settings"], f"{place}/seeds.json: {name} is")
+        if len(set(entry["seeds"])) < len(entry["seeds"]):
+            raise ValueError(f"{place}/seeds.json repeats a seed of {name}: {entry['seeds']}; "
+                             "every seed counts once, run `make seeds`")
+        entry["probability"] = probabilities[name]
+        if not ((entry["probability"] >= 0) & (entry["probability"] <= 1)).all():
+            raise ValueError(f"{place}/seeds.npz holds values for {name} that are no probabilities; "
+                             "the network may have diverged, run `make seeds`")
+        for split in ("validation", "test"):
+            if entry[split]["standard_deviation"] is None:
+                entry[split]["standard_deviation"] = float("nan")
+    return seeds
 
 
 def format_ladder(name):

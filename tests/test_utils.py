@@ -1,6 +1,7 @@
 """Unit tests of utils.py. Small files made here stand in for the official ones; no network, no waiting."""
 
 import json
+import shutil
 import zipfile
 
 import keras
@@ -139,6 +140,37 @@ def test_bad_official_batches_are_refused(tmp_path, damage, error, complaint):
     with pytest.raises(error, match=complaint):
         utils.rebuild_ship_truck(tmp_path, tmp_path / "out.npz")
     assert not (tmp_path / "out.npz").exists()
+
+
+def test_other_classes_are_equally_many_and_verified(tmp_path):
+    arrays = utils.read_arrays(utils.OTHER_FILE, utils.SHA256[utils.OTHER_FILE.name])
+    for split, each in (("train", 125), ("test", 250)):
+        assert arrays[f"x_{split}"].shape == (8 * each, 32, 32, 3)
+        assert np.bincount(arrays[f"y_{split}"]).tolist() == [each] * 8
+    _, y_train, _, y_test = utils.load_other_classes()
+    assert set(y_train) == set(y_test) == set(range(8))  # the quick profile keeps all classes
+    with pytest.raises(FileNotFoundError, match=r"other_classes\.npz is missing.*git checkout"):
+        utils.load_other_classes(tmp_path / "other_classes.npz")
+
+
+def test_other_classes_are_rebuilt_from_official_batches(tmp_path):
+    official = some_images(200), some_images(50)
+    write_official_batches(tmp_path, *official)
+    path = tmp_path / "other_classes.npz"
+    sha256 = utils.rebuild_other_classes(tmp_path, path, each=(3, 2))
+    arrays = utils.read_arrays(path, sha256)
+    for split, each, (x, y) in zip(("train", "test"), (3, 2), official):
+        keep = np.sort(np.concatenate([np.flatnonzero(y == label)[:each] for label in range(8)]))
+        assert (arrays[f"x_{split}"] == x[keep]).all() and (arrays[f"y_{split}"] == y[keep]).all()
+
+
+def test_an_empty_class_is_named(tmp_path):
+    path = tmp_path / "other_classes.npz"
+    full, without_cats = np.arange(8, dtype=np.uint8), np.uint8([0, 1, 2, 4, 5, 6, 7])
+    images = np.zeros((8, 32, 32, 3), np.uint8)
+    sha256 = utils.write_arrays(path, {"x_train": images, "y_train": full, "x_test": images[1:], "y_test": without_cats})
+    with pytest.raises(ValueError, match="has no cat in y_test"):
+        utils.load_other_classes(path, sha256)
 
 
 def test_the_split_is_stratified_disjoint_and_fixed():
@@ -441,6 +473,24 @@ def test_unchanged_numbers_give_unchanged_figures(output):
         utils.save_figure(utils.plot_history(some_results()["history"], "three_block_cnn"), "curves")
         files.append([(output / "figures" / f"curves{suffix}").read_bytes() for suffix in (".png", ".svg")])
     assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("damage, complaint", [
+    (lambda entry, probability: entry["settings"].update(epochs=99), r"vgg16_transfer is from other settings \(epochs\): epochs is 99, expected 16"),
+    (lambda entry, probability: entry.update(seeds=[0, 1, 1, 3, 4]), "repeats a seed"),
+    (lambda entry, probability: probability.__setitem__((0, 0), np.nan), "no probabilities")])
+def test_bad_seeds_are_refused(tmp_path, damage, complaint):
+    committed = utils.ROOT / "results"
+    for name in ("three_block_cnn", "vgg16_transfer"):
+        shutil.copy(committed / f"{name}.json", tmp_path)
+    seeds = json.loads((committed / "seeds.json").read_text())
+    with np.load(committed / "seeds.npz") as file:
+        probabilities = dict(file)
+    damage(seeds["vgg16_transfer"], probabilities["vgg16_transfer"])
+    (tmp_path / "seeds.json").write_text(json.dumps(seeds))
+    np.savez(tmp_path / "seeds.npz", **probabilities)
+    with pytest.raises(ValueError, match=complaint):
+        utils.load_seeds(tmp_path)
 
 
 def test_text_between_markers_is_replaced(tmp_path):
