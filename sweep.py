@@ -42,8 +42,9 @@ def run(name, seed, changes=None, fold=None):
 
     Without a fold it trains on the training split and is judged on validation and test. With a fold (0 to
     FOLDS - 1) it trains on four fifths of the 10,000 training images and is judged on the rest; the test set
-    is not read. Returns {"name", "seed", "seconds", "validation": score} and, without a fold, "test": score and
-    "probability": n_test probabilities of truck.
+    is not read. Returns {"name", "seed", "seconds", "validation": score} and, without a fold, "test": score,
+    "probability": n_test probabilities of truck, and "watched": the test accuracy after each epoch (without the
+    mirror image), which notebook 05 needs to show what it would mean to choose by it.
     """
     study = definitions(name)
     settings = {**study["SETTINGS"], **(changes or {}), "seed": seed}
@@ -57,13 +58,13 @@ def run(name, seed, changes=None, fold=None):
         folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(y, y)
         parts = [(x[part], y[part]) for part in list(folds)[fold]]
     started = time.perf_counter()
-    network, _ = study["train"](settings, *parts[:2])
+    network, history = study["train"](settings, parts[0], parts[-1])  # the last part is watched, no more
     result = {"name": name, "seed": seed, "seconds": time.perf_counter() - started}
     for split, (x, y) in zip(("validation", "test"), parts[1:]):
         probability = study["predict"](network, x, settings).reshape(-1)
         result[split] = utils.score(y, probability)
     if fold is None:
-        result["probability"] = probability.tolist()
+        result |= {"probability": probability.tolist(), "watched": history["val_accuracy"]}
     return result
 
 
@@ -109,6 +110,7 @@ def save_seeds(results):
     entry = {"settings": settings, "data_sha256": utils.SHA256[utils.DATA_FILE.name],
              "seeds": [result["seed"] for result in results]}
     entry |= {split: spread([result[split] for result in results]) for split in ("validation", "test")}
+    entry["watched"] = [result["watched"] for result in results]
     probabilities = {}
     if (folder / "seeds.npz").is_file():
         with np.load(folder / "seeds.npz") as file:

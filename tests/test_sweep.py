@@ -41,6 +41,11 @@ def test_seeds_differ(serial):
     assert serial[0]["probability"] != serial[1]["probability"]
 
 
+def test_every_epoch_is_watched(serial):
+    assert all(len(result["watched"]) == TASKS[0][2]["epochs"] for result in serial)
+    assert serial[0]["watched"] != serial[1]["watched"]
+
+
 def test_a_repeated_seed_is_refused():
     with pytest.raises(ValueError, match="every seed counts once"):
         sweep.sweep(TASKS + TASKS[:1])
