@@ -45,6 +45,7 @@ def execute(path):
                   flush=True)
 
     NotebookClient(notebook, timeout=None, kernel_name="python3", record_timing=False, on_cell_start=show,
+                   coalesce_streams=True,
                    extra_arguments=["--IPKernelApp.log_level=ERROR"],  # it warns of loopback traffic
                    resources={"metadata": {"path": str(path.parent)}}).execute()
     # The kernel adds its patch version here; without it an unchanged notebook stays an unchanged file.

@@ -146,6 +146,28 @@ def test_committed_results_are_of_the_shipped_data_and_a_full_run():
         assert len(results["history"]["loss"]) == results["settings"]["epochs"]
 
 
+def committed_evaluation():
+    return json.loads((utils.ROOT / "results" / "evaluation.json").read_text())
+
+
+@pytest.mark.parametrize("name", sweep.NOTEBOOKS)
+def test_the_evaluation_is_of_the_committed_models_and_data(name):
+    evaluation, run = committed_evaluation(), utils.load_results(name, utils.ROOT / "results")
+    assert evaluation["settings"][name] == run["settings"]
+    assert evaluation["data_sha256"] == {path.name: utils.SHA256[path.name]
+                                         for path in (utils.DATA_FILE, utils.OTHER_FILE)}
+    answers = evaluation["abstention"]["scores"]["examples"]["models"][name]
+    assert answers["right"] + answers["wrong"] == 2000
+    assert answers["right"] / 2000 == run["test"]["accuracy"]
+
+
+def test_the_readme_shows_the_claims_of_the_evaluation():
+    path = next(path for path in NOTEBOOKS if path.stem == "05_evaluation")
+    claims = next(cell for cell in nbformat.read(path, as_version=4).cells if "claims = [" in cell.source)
+    shown = (utils.ROOT / "README.md").read_text().split("<!-- evaluation -->\n")[1].split("<!-- /evaluation -->")[0]
+    assert shown == "".join(f"- {line}\n" for line in claims.outputs[0]["text"].splitlines())
+
+
 def test_the_comparison_fails_outside_its_tolerance(capsys):
     assert run_study.compare({"a": 0.97, "b": 0.5}, {"a": 0.976, "b": 0.5, "new": 1.0}) == 0
     assert run_study.compare({"a": 0.97}, {"a": 0.962}) == 1
