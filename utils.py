@@ -5,6 +5,7 @@ The sections stand in the order in which the notebooks use them. Images are uint
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -37,10 +38,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython import get_ipython
 from IPython.display import display
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from scipy.stats import binomtest
 from sklearn.metrics import ConfusionMatrixDisplay
 from sklearn.model_selection import train_test_split
+
+from photo import answer, load_photo, to_thumbnail
 
 # --- Where things are, and the two profiles --------------------------------------------------
 
@@ -303,33 +306,7 @@ def plot_images(images, titles=None, columns=10, size=0.9):
     return figure
 
 
-# --- A photo of one's own --------------------------------------------------------------------
-
-
-def load_photo(path):
-    """Read any photo as (height, width, 3) uint8 RGB, upright.
-
-    Obeys the EXIF orientation, scales 16-bit greyscale to 8 bits, puts transparent pixels on white,
-    takes the first frame of an animation. Raises FileNotFoundError, or ValueError for what is not
-    an image or is cut short.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no photo at {relative(path)}; give the path of a JPEG, PNG or other image file")
-    try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16-bit greyscale, which convert() would clip at 255
-                image = Image.fromarray((np.asarray(image).astype(np.uint32) // 257).clip(0, 255).astype(np.uint8))
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return np.asarray(image.convert("RGB"))
-    except UnidentifiedImageError:
-        raise ValueError(f"{relative(path)} is not an image that Pillow can read; "
-                         "save it as JPEG or PNG") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{relative(path)} can't be read as an image ({error}); save it again as JPEG or PNG") from None
+# --- A photo of one's own (photo.py reads it) -------------------------------------------------
 
 
 def save_photo(image):
@@ -341,9 +318,15 @@ def save_photo(image):
 
 
 def classify_photo(model, path):
-    """Return ("ship" or "truck", its probability) for the photo at `path`."""
-    probability = float(model.predict(load_photo(path)[None], verbose=0)[0, 0])
+    """Return ("ship" or "truck", its probability) for the photo at `path`, of one of the study's models."""
+    probability = float(model.predict(to_thumbnail(load_photo(path))[None], verbose=0)[0, 0])
     return (CLASS_NAMES[1], probability) if probability >= 0.5 else (CLASS_NAMES[0], 1 - probability)
+
+
+def predict(source):
+    """Return what the service answers to a photo (a path, or a file's bytes), as a dict; photo.answer() explains it."""
+    outputs = detector().predict(to_thumbnail(load_photo(source))[None], verbose=0)
+    return answer(outputs["probability"][0, 0], outputs["strangeness"][0, 0])
 
 
 # --- Training and judging --------------------------------------------------------------------
@@ -483,7 +466,8 @@ def vgg16_extractor(base, image_size, layer_names, grid):
     trunk.trainable = False
     inputs = keras.Input((32, 32, 3))
     x = keras.layers.Resizing(image_size, image_size)(inputs)
-    outputs = trunk(keras.applications.vgg16.preprocess_input(x))
+    # As a layer the mean is a part of each graph that is made of it; otherwise an export to ONNX would ask for it.
+    outputs = trunk(keras.layers.Lambda(keras.applications.vgg16.preprocess_input, name="preprocess")(x))
     outputs = [keras.layers.AveragePooling2D(max(1, x.shape[1] // grid))(x) for x in outputs]
     outputs = [keras.layers.Flatten()(x) for x in outputs]
     return keras.Model(inputs, outputs[0] if len(outputs) == 1 else outputs)
@@ -560,6 +544,47 @@ def load_model(name):
     if name == "vgg16_transfer":
         model = vgg16_classifier(load_vgg16(), model, load_results(name, OUTPUT / "results")["settings"])
     return model
+
+
+@functools.cache
+def detector():
+    """Return the whole model that the service runs, put together from what notebooks 03 and 05 keep.
+
+    It takes 32x32 RGB images (n, 32, 32, 3) uint8 and returns a dict: "probability" (n, 1), of truck, with the
+    temperature of notebook 05; "strangeness" (n, 1), above 0 for what is neither; "places" (n, height, width), how
+    much each place of the feature map speaks for the answer, 0 to 1 (Grad-CAM, Selvaraju et al. 2017).
+    """
+    settings = load_results("vgg16_transfer", OUTPUT / "results")["settings"]
+    evaluation = json.loads((OUTPUT / "results" / "evaluation.json").read_text())
+    temperature = evaluation["calibration"]["vgg16_transfer"]["temperature"]
+    head, neither = (keras.saving.load_model(OUTPUT / "models" / f"{name}.keras", compile=False)
+                     for name in ("vgg16_transfer", "neither"))
+    # The head is built anew with the standardisation in its weights, and without dropout: an export could not do with
+    # either. Its weights read backwards are the gradient of the logit, which Grad-CAM needs.
+    standardise, hidden, last = (layer for layer in head.layers
+                                 if isinstance(layer, (keras.layers.Normalization, keras.layers.Dense)))
+    kernel = np.asarray(hidden.kernel) / np.sqrt(np.asarray(standardise.variance)).reshape(-1, 1)
+    bias = np.asarray(hidden.bias) - np.asarray(standardise.mean).reshape(-1) @ kernel
+    folded = keras.layers.Dense(len(bias), activation="relu", name="folded")
+    folded.build((None, len(kernel)))
+    folded.set_weights([kernel, bias])
+    backwards = kernel.reshape(settings["grid"] ** 2, -1, len(bias)).mean(axis=0).T * np.asarray(last.kernel)
+
+    extractor = vgg16_extractor(load_vgg16(), settings["image_size"], [settings["layer"]], settings["grid"])
+    pooling = next(layer for layer in extractor.layers if isinstance(layer, keras.layers.AveragePooling2D))
+    trunk = keras.Model(extractor.input, [pooling.input, extractor.output])
+    images = keras.Input((32, 32, 3), dtype="uint8", name="image")
+    pixels = keras.ops.cast(images, "float32")
+    (maps, features), (_, mirrored) = trunk(pixels), trunk(keras.ops.flip(pixels, axis=2))
+    hidden_units = folded(features)
+    logits = (last(hidden_units) + last(folded(mirrored))) / 2
+    weights = keras.ops.matmul(keras.ops.cast(hidden_units > 0, "float32"), backwards)
+    places = keras.ops.sum(maps * weights[:, None, None, :], axis=-1) * keras.ops.sign(logits)[:, :, None]
+    places = keras.ops.relu(places)
+    return keras.Model(images, {
+        "probability": keras.ops.sigmoid(logits / temperature),
+        "strangeness": neither((features + mirrored) / 2),
+        "places": places / (keras.ops.max(places, axis=(1, 2), keepdims=True) + 1e-9)})
 
 
 RESULT_KEYS = ("settings", "data_sha256", "versions", "history", "validation", "test", "parameters")

@@ -232,7 +232,8 @@ def test_exif_orientation_is_obeyed(tmp_path, orientation):
 @pytest.mark.parametrize("size", [(1, 1), (8000, 20), (20, 8000)])
 def test_extreme_sizes_are_read_and_classified(tmp_path, size):
     path = save(tmp_path, Image.new("RGB", size, "navy"))
-    assert utils.load_photo(path).shape == (size[1], size[0], 3)
+    height, width, _ = utils.load_photo(path).shape
+    assert 1 <= min(height, width) <= min(size) and max(height, width) <= max(size)
     class_name, probability = utils.classify_photo(tiny_classifier(), path)
     assert class_name in utils.CLASS_NAMES and 0.5 <= probability <= 1
 
