@@ -76,7 +76,8 @@ def test_every_import_is_a_direct_dependency():
     sources += [cell.source for path in NOTEBOOKS for cell in nbformat.read(path, as_version=4).cells
                 if cell.cell_type == "code"]
     imported = {name for source in sources for name in re.findall(r"^(?:import|from) (\w+)", source, re.MULTILINE)}
-    outside = {modules.get(name, name) for name in imported - sys.stdlib_module_names - {"utils", "run_study", "sweep", "benchmark"}}
+    own = {path.stem for path in utils.ROOT.glob("*.py")}
+    outside = {modules.get(name, name) for name in imported - sys.stdlib_module_names - own}
     assert outside <= {name for name, _ in environment()}
 
 
@@ -166,6 +167,15 @@ def test_the_readme_shows_the_claims_of_the_evaluation():
     claims = next(cell for cell in nbformat.read(path, as_version=4).cells if "claims = [" in cell.source)
     shown = (utils.ROOT / "README.md").read_text().split("<!-- evaluation -->\n")[1].split("<!-- /evaluation -->")[0]
     assert shown == "".join(f"- {line}\n" for line in claims.outputs[0]["text"].splitlines())
+
+
+def test_the_readme_shows_what_serving_was_measured_to_cost():
+    measured = json.loads((utils.ROOT / "results" / "serve.json").read_text())
+    table = (utils.ROOT / "README.md").read_text().split("<!-- serve -->")[1].split("<!-- /serve -->")[0]
+    for clients in ("one_client_one_core", "eight_clients"):
+        found = measured[clients]
+        assert f"{found['median_ms']:.0f} / {found['p95_ms']} ms" in table and f"of {found['requests']:,}" in table
+    assert f"{measured['eight_clients']['failures']} of" in table
 
 
 def test_the_comparison_fails_outside_its_tolerance(capsys):
