@@ -14,7 +14,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 # What cameras, phones and web pages make. Each further decoder would be one more to attack.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-MAX_PIXELS = 25_000_000  # to decode; a JPEG may have 64 times as many, since it can be decoded at a smaller scale
+MAX_PIXELS = 25_000_000  # to decode; most JPEGs may have more, since they can be decoded at a smaller scale
 LONG_SIDE = 1024  # pixels of a loaded photo at most
 SIZE = 32  # pixels of a thumbnail
 SRGB = ImageCms.createProfile("sRGB")
@@ -39,8 +39,11 @@ def load_photo(source):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata, and sizes that are checked here
             with Image.open(file, formats=FORMATS) as image:
+                pixels = image.width * image.height
                 image.draft("RGB", (LONG_SIDE, LONG_SIDE))  # a JPEG is decoded at 1/2, 1/4 or 1/8 where that will do
-                if image.width * image.height <= MAX_PIXELS:
+                if not image.info.get("progressive"):  # a progressive one is held in full all the same
+                    pixels = image.width * image.height
+                if pixels <= MAX_PIXELS:
                     return _decode(image)
     except Image.DecompressionBombError:
         raise too_large from None

@@ -144,6 +144,13 @@ def test_a_large_photo_is_averaged_not_sampled():
     assert np.abs(thumbnail.astype(int) - 127).max() <= 2
 
 
+def test_a_large_jpeg_is_read_unless_it_would_be_held_in_full():
+    large = Image.new("RGB", (6000, 5000), "navy")
+    assert max(photo.load_photo(encode(large, "JPEG")).shape) <= photo.LONG_SIDE
+    with pytest.raises(photo.TooLarge, match="25,000,000"):
+        photo.load_photo(encode(large, "JPEG", progressive=True))
+
+
 def jpeg_of(mode, colour):
     return encode(Image.new(mode, (50, 40), colour), "JPEG")
 
