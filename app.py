@@ -50,6 +50,9 @@ def content_security_policy(page):
             "img-src blob: data:; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'")
 
 
+PAGE_POLICY = content_security_policy(PAGE)
+
+
 class InMemoryRequest(Request):
     """A request whose uploads never touch the disk."""
 
@@ -113,7 +116,7 @@ def detect():
 
 @app.get("/")
 def page():
-    return Response(PAGE, headers={"Content-Security-Policy": content_security_policy(PAGE)})
+    return Response(PAGE, headers={"Content-Security-Policy": PAGE_POLICY})
 
 
 @app.get("/healthz")

@@ -3,7 +3,7 @@
     python bench_serve.py PYTHON   PYTHON: the interpreter of an environment with requirements-serve.txt
 
 Locust sends the photos (640x480 JPEG files, enlarged test images). service/locustfile.py tells it how. The numbers go to
-results/serve.json and into the README.
+results/serve.json and into the README. Only Linux can hold a server to one core.
 """
 
 import contextlib
@@ -35,17 +35,24 @@ def save_photos(folder, count=50):
         large.save(Path(folder) / f"{number:02}.jpg", quality=90)
 
 
-@contextlib.contextmanager
-def server(python, cores, photo):
-    """Run app.py on the given processor cores, and let it answer one photo; yield its address, its process and its start-up time in seconds."""
+def free_port():
+    """Return a port of this machine that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+@contextlib.contextmanager
+def server(python, cores, photo):
+    """Run app.py on the given processor cores, and let it answer one photo.
+
+    Yields its address, its process and the seconds from its start to that answer.
+    """
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
-    pin = (lambda: os.sched_setaffinity(0, cores)) if hasattr(os, "sched_setaffinity") else None
     started = time.perf_counter()
     process = subprocess.Popen([python, "app.py"], env={**os.environ, "PORT": str(port)}, stderr=subprocess.DEVNULL,
-                               preexec_fn=pin)
+                               preexec_fn=lambda: os.sched_setaffinity(0, cores))
     try:
         while True:
             try:
@@ -63,8 +70,8 @@ def server(python, cores, photo):
 
 def load(address, clients, folder):
     """Let Locust send photos; return {"clients", "requests", "failures", "median_ms", "p95_ms", "a_second"}."""
-    done = subprocess.run([sys.executable, "-m", "locust", "-f", "service/locustfile.py", "--headless", "--json", "--only-summary",
-                           "-u", str(clients), "-r", str(clients), "-t", f"{SECONDS}s", "-H", address],
+    done = subprocess.run([sys.executable, "-m", "locust", "-f", "service/locustfile.py", "--headless", "--json",
+                           "--only-summary", "-u", str(clients), "-r", str(clients), "-t", f"{SECONDS}s", "-H", address],
                           capture_output=True, text=True, env={**os.environ, "PHOTOS": folder})
     if not done.stdout.strip():
         sys.exit(f"Locust failed: {done.stderr.strip().splitlines()[-1]}")

@@ -42,7 +42,7 @@ def run(name, seed, changes=None, fold=None):
 
     Without a fold it trains on the training split and is judged on validation and test. With a fold (0 to
     FOLDS - 1) it trains on four fifths of the 10,000 training images and is judged on the rest; the test set
-    is not read. Returns {"name", "seed", "seconds", "validation": score} and, without a fold, "test": score,
+    is not read. Returns {"name", "seed", "settings", "seconds", "validation": score} and, without a fold, "test": score,
     "probability": n_test probabilities of truck, and "watched": the test accuracy after each epoch (without the
     mirror image), which notebook 05 needs to show what it would mean to choose by it.
     """
@@ -59,7 +59,7 @@ def run(name, seed, changes=None, fold=None):
         parts = [(x[part], y[part]) for part in list(folds)[fold]]
     started = time.perf_counter()
     network, history = study["train"](settings, parts[0], parts[-1])  # the last part is watched, no more
-    result = {"name": name, "seed": seed, "seconds": time.perf_counter() - started}
+    result = {"name": name, "seed": seed, "settings": settings, "seconds": time.perf_counter() - started}
     for split, (x, y) in zip(("validation", "test"), parts[1:]):
         probability = study["predict"](network, x, settings).reshape(-1)
         result[split] = utils.score(y, probability)
@@ -106,7 +106,7 @@ def save_seeds(results):
     """Put one model's results into results/seeds.json, and its test probabilities (seeds, n_test) into
     results/seeds.npz; another model's stay as they are."""
     name, folder = results[0]["name"], utils.OUTPUT / "results"
-    settings = {key: value for key, value in definitions(name)["SETTINGS"].items() if key != "seed"}
+    settings = {key: value for key, value in results[0]["settings"].items() if key != "seed"}
     entry = {"settings": settings, "data_sha256": utils.SHA256[utils.DATA_FILE.name],
              "seeds": [result["seed"] for result in results]}
     entry |= {split: spread([result[split] for result in results]) for split in ("validation", "test")}

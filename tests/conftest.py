@@ -3,7 +3,6 @@
 import io
 import os
 import resource
-import socket
 import subprocess
 import sys
 
@@ -13,6 +12,7 @@ import requests
 from PIL import Image
 
 import utils
+from bench_serve import free_port
 
 
 def encode(image, form="PNG", **options):
@@ -36,9 +36,7 @@ def test_images():
 @pytest.fixture(scope="session")
 def server():
     """Start app.py as `make serve` does; yield its address. It may not write a single byte to a file."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen([sys.executable, "-B", "app.py"], cwd=utils.ROOT, stderr=subprocess.PIPE, text=True,
                                env={**os.environ, "PORT": str(port)},
                                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)))
