@@ -1,70 +1,86 @@
-# make run    the whole study, from the data to the README's table
-# make test   unit tests, and every notebook in the quick profile
-# make seeds  five training runs of each model; SEEDS="0 1 2" for others
-# make ladder what each step of notebooks 02 and 03 is worth, by cross-validation
-# make bench  what the study costs on this machine
-# make serve  the service and its page on 127.0.0.1:8000
-# make lab    Jupyter
-PYTHON ?= python3.11
+# make run     the whole study, from the data to the README's tables
+# make test    unit tests, and every notebook in the quick profile
+# make lab     Jupyter
+# make seeds   five training runs of each model; SEEDS="0 1 2" for others
+# make ladder  what each step of notebooks 02 and 03 is worth, by cross-validation
+# make bench   what the study costs on this machine
+# make export  the model that the service runs, from the study's
+# make serve   the service and its page on 127.0.0.1:8000
+# make lock    new versions in requirements.txt; UPGRADE=--upgrade for the newest
+.PHONY: run test lab seeds ladder bench export serve bench-serve fuzz lock clean
+
+# The newest Python of those supported that can make a virtual environment. Another: make PYTHON=/path/to/python run
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python; do \
+	$$python -c 'import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
+	&& echo $$python && break; done)
+NEED_PYTHON = $(if $(PYTHON),,$(error No Python 3.11, 3.12 or 3.13 with venv found: install one \
+	(on Debian and Ubuntu: apt install python3 python3-venv; elsewhere from python.org), \
+	or name it: make PYTHON=/path/to/python run))
 BIN := .venv/bin
-
 SERVE := .venv-serve/bin
-
-.PHONY: run test seeds ladder bench serve bench-serve fuzz lab lock clean
+PIP := -m pip install --quiet --disable-pip-version-check --constraint requirements.txt
 SEEDS ?= 0 1 2 3 4
+FUZZ ?= 3000
 
 run: .venv/ready
-	$(BIN)/python run_study.py
+	$(BIN)/python scripts/run_study.py
 
-test: .venv/ready
-	SHIP_TRUCK_PROFILE=quick $(BIN)/python -m pytest
-
-seeds: .venv/ready
-	$(BIN)/python sweep.py seeds --seeds $(SEEDS)
-	$(BIN)/python run_study.py 04
-
-ladder: .venv/ready
-	$(BIN)/python sweep.py ladder --models three_block_cnn --folds 0 1 2
-	$(BIN)/python sweep.py ladder --models vgg16_transfer
-
-bench: .venv/ready
-	$(BIN)/python benchmark.py
-	$(BIN)/python run_study.py 04
-
-serve: .venv-serve/ready
-	$(SERVE)/python app.py
-
-bench-serve: .venv/ready .venv-serve/ready
-	$(BIN)/python bench_serve.py $(SERVE)/python
-
-# The property-based test of the service, at length.
-FUZZ ?= 3000
-fuzz: .venv/ready
-	SHIP_TRUCK_FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/test_app.py -k damaged_photos
+test: .venv/ready-test .venv-serve/ready
+	SHIP_TRUCK_PROFILE=quick SHIP_TRUCK_SERVE=$(SERVE)/python $(BIN)/python -m pytest \
+		--numprocesses auto --maxprocesses 4
 
 lab: .venv/ready
 	$(BIN)/jupyter lab notebooks
 
-# The mark is written last, so that an interrupted set-up starts again.
-.venv/ready: requirements.txt pyproject.toml
+seeds: .venv/ready
+	$(BIN)/python scripts/sweep.py seeds --seeds $(SEEDS)
+	$(BIN)/python scripts/run_study.py 04
+
+ladder: .venv/ready
+	$(BIN)/python scripts/sweep.py ladder --models three_block_cnn --folds 0 1 2
+	$(BIN)/python scripts/sweep.py ladder --models vgg16_transfer
+
+bench: .venv/ready
+	$(BIN)/python scripts/benchmark.py
+	$(BIN)/python scripts/run_study.py 04
+
+export: .venv/ready-export
+	$(BIN)/python service/export.py
+
+serve: .venv-serve/ready
+	$(SERVE)/python service/app.py
+
+bench-serve: .venv/ready-bench .venv-serve/ready
+	$(BIN)/python service/bench.py $(SERVE)/python
+
+# The property-based test of the service, at length.
+fuzz: .venv/ready-test
+	SHIP_TRUCK_FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/test_app.py -k damaged_photos
+
+lock: .venv/ready-lock
+	$(BIN)/python scripts/lock.py $(UPGRADE)
+
+# The marks are written last, so that an interrupted set-up starts again.
+.venv/ready: requirements.txt environment.yml
+	$(NEED_PYTHON)
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/python $(PIP) pip
+	sed -n 's/^      - \([a-z][a-z0-9-]*\) .*/\1/p' environment.yml > .venv/names.txt
+	$(BIN)/python $(PIP) --requirement .venv/names.txt
+	touch $@
+
+# What a command needs besides: a group of pyproject.toml.
+.venv/ready-%: .venv/ready pyproject.toml
+	$(BIN)/python $(PIP) --group $*
 	touch $@
 
 # Serving needs no TensorFlow, so it has an environment of its own.
-.venv-serve/ready: requirements-serve.txt requirements.txt
+.venv-serve/ready: service/requirements.txt requirements.txt
+	$(NEED_PYTHON)
 	$(PYTHON) -m venv .venv-serve
-	$(SERVE)/python -m pip install --quiet --disable-pip-version-check -r requirements-serve.txt
+	$(SERVE)/python -m pip install --quiet --disable-pip-version-check --requirement service/requirements.txt
 	touch $@
-
-# Take the newest versions of what environment.yml names, and pin them with all they need.
-lock:
-	rm -rf .venv
-	$(PYTHON) -m venv .venv
-	sed -n 's/^      - \([a-z].*\)/\1/p' environment.yml > .venv/names.txt
-	$(BIN)/python -m pip install -r .venv/names.txt
-	$(BIN)/python -m pip freeze > requirements.txt
 
 clean:
 	rm -rf .venv .venv-serve cache scratch data/png
+	find . -name '.unfinished-*' -delete

@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError, features
 
 # What cameras, phones and web pages make. Each further decoder would be one more to attack.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -20,16 +20,21 @@ SIZE = 32  # pixels of a thumbnail
 SRGB = ImageCms.createProfile("sRGB")
 
 
-class TooLarge(ValueError):
+class Unreadable(ValueError):
+    """A file that is no image, or a damaged one: the fault of who sent it."""
+
+
+class TooLarge(Unreadable):
     """A photo with more pixels than will be decoded."""
 
 
 def load_photo(source):
-    """Read a photo as (height, width, 3) uint8 RGB, upright, its longer side at most 1,024 pixels where the shorter allows.
+    """Read a photo: (height, width, 3) uint8 RGB, upright, its longer side at most 1,024 pixels if the shorter allows.
 
     source: a path, or the bytes of a file. Obeys the EXIF orientation and the ICC profile, scales 16-bit greyscale to
     8 bits, puts transparent pixels on white, takes the first frame of an animation, averages whole blocks of pixels
-    of a larger photo. Raises FileNotFoundError, TooLarge (a ValueError), or ValueError for what is no image or damaged.
+    of a larger photo. Raises FileNotFoundError, or Unreadable (a ValueError): TooLarge, no image, or a damaged one.
+    What is not the file's fault (no memory, a Pillow without a decoder) is raised as it is.
     """
     file, name = (io.BytesIO(source), "the file") if isinstance(source, bytes) else (Path(source), source)
     if isinstance(file, Path) and not file.is_file():
@@ -48,10 +53,22 @@ def load_photo(source):
     except Image.DecompressionBombError:
         raise too_large from None
     except UnidentifiedImageError:
-        raise ValueError(f"{name} is not an image that can be read here; save it as JPEG or PNG") from None
+        missing = missing_decoders()
+        if missing:
+            raise RuntimeError(f"Pillow was built without {', '.join(missing)}; install one with it") from None
+        raise Unreadable(f"{name} is not an image that can be read here; save it as JPEG or PNG") from None
+    except (MemoryError, ImportError):
+        raise
     except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
-        raise ValueError(f"{name} can't be read as an image ({error}); save it again as JPEG or PNG") from error
+        if "not available" in str(error):  # "decoder jpeg not available"
+            raise
+        raise Unreadable(f"{name} can't be read as an image ({error}); save it again as JPEG or PNG") from error
     raise too_large
+
+
+def missing_decoders():
+    """Return the names of Pillow's optional parts that FORMATS need and this Pillow lacks."""
+    return [name for name in ("jpg", "zlib", "webp", "libtiff", "littlecms2") if not features.check(name)]
 
 
 def _decode(image):

@@ -1,49 +1,43 @@
-"""What the notebooks share: data, photos, evaluation, VGG16, results and figures.
+"""What several notebooks share: data, training, judging, VGG16, models, results and figures.
 
 The sections stand in the order in which the notebooks use them. Images are uint8 RGB arrays
 (n, 32, 32, 3), labels uint8 (0 = ship, 1 = truck), a probability is that of "truck".
+
+TensorFlow takes seconds to load, so only the functions that need it import it.
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
 import platform
 import re
 import sys
-import time
-import warnings
-import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when TensorFlow is imported
-# Two start-up notes ignore that variable. They would stand in red under the first cell of every
-# notebook, so the process's stderr is closed while TensorFlow is imported (exceptions still show).
-_stderr = os.dup(2)
-with open(os.devnull, "w") as _nowhere:
-    os.dup2(_nowhere.fileno(), 2)
-try:
-    import tensorflow as tf
-
-    tf.constant(0)  # the second note comes with the first tensor
-finally:
-    os.dup2(_stderr, 2)
-    os.close(_stderr)
-
-import keras
 import matplotlib
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 from IPython import get_ipython
-from IPython.display import display
-from PIL import Image
 from scipy.stats import binomtest
-from sklearn.metrics import ConfusionMatrixDisplay
 from sklearn.model_selection import train_test_split
+from tqdm import tqdm
 
-from photo import answer, load_photo, to_thumbnail
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # several processes may share a GPU
+IN_NOTEBOOK = hasattr(get_ipython(), "kernel")
+if IN_NOTEBOOK:
+    # TensorFlow's start-up notes would stand in red under the first cell of every notebook. Some of them ignore
+    # the log level, so a kernel's stderr leads nowhere while it is imported (exceptions still show).
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    _stderr = os.dup(2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    try:
+        import tensorflow
+        tensorflow.constant(0)  # the last note comes with the first tensor
+    finally:
+        os.dup2(_stderr, 2)
 
 # --- Where things are, and the two profiles --------------------------------------------------
 
@@ -56,16 +50,13 @@ QUICK = PROFILE == "quick"
 OUTPUT = ROOT / "scratch" if QUICK else ROOT
 CACHE = OUTPUT / "cache"
 
-DATA_FILE = ROOT / "data" / "ship_truck.npz"
-OTHER_FILE = ROOT / "data" / "other_classes.npz"
-WEIGHTS_FILE = ROOT / "data" / "vgg16_imagenet_notop.weights.h5"
+DATA = ROOT / "data"
 SHA256 = {
-    DATA_FILE.name: "af28da5ffb90eb5a8b23477a6cd05ba27e142e4aef7e84e7b02358c91c00c527",
-    OTHER_FILE.name: "9792bf1bab0bfec25efaa1842628cc5de35bd779f13af13da57f3ecb7f2cfc0d",
-    WEIGHTS_FILE.name: "9b8947ba611ca122d68a25ec0ae3a39afd995bd7b6a63d022f7522f1b5999448",
+    "ship_truck.npz": "af28da5ffb90eb5a8b23477a6cd05ba27e142e4aef7e84e7b02358c91c00c527",
+    "other_classes.npz": "9792bf1bab0bfec25efaa1842628cc5de35bd779f13af13da57f3ecb7f2cfc0d",
+    "vgg16_imagenet_notop.weights.h5": "9b8947ba611ca122d68a25ec0ae3a39afd995bd7b6a63d022f7522f1b5999448",
 }
 CLASS_NAMES = ("ship", "truck")
-OTHER_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse")  # CIFAR-10's 0 to 7
 
 
 def full_or_quick(full, quick):
@@ -96,32 +87,10 @@ def atomic_write(path):
         temporary.unlink(missing_ok=True)
 
 
-def set_seed(seed):
-    """Seed Python, NumPy and TensorFlow and ask for deterministic kernels: same seed, same numbers."""
-    keras.utils.set_random_seed(seed)
-    tf.config.experimental.enable_op_determinism()
-
-
-def strategy():
-    """Return how training is spread: over all GPUs where there are several, else over TensorFlow's default device.
-
-    Keras 3 has no strategy for several machines on TensorFlow; sweep.py spreads whole training runs instead.
-    """
-    several = len(tf.config.list_logical_devices("GPU")) > 1
-    return tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()
-
-
 # --- The images ------------------------------------------------------------------------------
 
-
-def file_sha256(path):
-    """Return the SHA-256 of a file as 64 hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def verify_file(path, sha256):
-    """Raise unless `path` exists and has this SHA-256 (a tenth of a second for 37 MB).
+def verify_file(path):
+    """Raise unless a data file exists and has the SHA-256 that belongs to its name (a tenth of a second for 37 MB).
 
     Raises FileNotFoundError or ValueError; the message names the file, both sums and the way back.
     """
@@ -129,142 +98,21 @@ def verify_file(path, sha256):
     way_back = f"Restore it with `git checkout -- data/{path.name}`, or rebuild it as data/README.md says."
     if not path.is_file():
         raise FileNotFoundError(f"{relative(path)} is missing. {way_back}")
-    found = file_sha256(path)
-    if found != sha256:
-        raise ValueError(f"{relative(path)} is damaged: its SHA-256 is {found}, expected {sha256}. {way_back}")
+    with open(path, "rb") as file:
+        found, expected = hashlib.file_digest(file, "sha256").hexdigest(), SHA256[path.name]
+    if found != expected:
+        raise ValueError(f"{relative(path)} is damaged: its SHA-256 is {found}, expected {expected}. {way_back}")
 
 
-def check_images(x, y, name="images"):
-    """Raise ValueError unless x is (n, 32, 32, 3) uint8 and y is (n,) uint8 of zeros and ones."""
-    if x.ndim != 4 or x.shape[1:] != (32, 32, 3) or x.dtype != np.uint8:
-        raise ValueError(f"{name}: got {x.dtype} {x.shape}, expected uint8 (n, 32, 32, 3)")
-    if y.shape != (len(x),) or y.dtype != np.uint8:
-        raise ValueError(f"{name}: got labels {y.dtype} {y.shape}, expected uint8 ({len(x)},)")
-    if not np.isin(y, (0, 1)).all():
-        raise ValueError(f"{name}: labels {np.unique(y)}, expected only 0 (ship) and 1 (truck)")
+def load_images(path):
+    """Load a data file, verified: x_train (n, 32, 32, 3) uint8, y_train (n,) uint8, x_test, y_test.
 
-
-def read_arrays(path, sha256):
-    """Return {"x_train": …, "y_train": …, "x_test": …, "y_test": …} of a data file, verified."""
-    verify_file(path, sha256)
-    wanted = ("x_train", "y_train", "x_test", "y_test")
+    The images stand in the order of CIFAR-10's official files. Of data/ship_truck.npz there are 10,000 and 2,000.
+    Raises FileNotFoundError or ValueError where the file is missing or damaged.
+    """
+    verify_file(path)
     with np.load(path) as arrays:
-        if set(arrays) != set(wanted):
-            raise ValueError(f"{relative(path)} holds {sorted(arrays)}, expected {sorted(wanted)}")
-        return {name: arrays[name] for name in wanted}
-
-
-def load_ship_truck(path=DATA_FILE, sha256=SHA256[DATA_FILE.name]):
-    """Load the ships and trucks of CIFAR-10, verified.
-
-    Returns x_train (10000, 32, 32, 3) uint8, y_train (10000,) uint8, x_test (2000, 32, 32, 3),
-    y_test (2000,), in the order of the official files. For a file of your own, give its sum too.
-    Raises FileNotFoundError or ValueError where the file is missing, damaged or of another shape.
-    """
-    x_train, y_train, x_test, y_test = read_arrays(path, sha256).values()
-    check_images(x_train, y_train, f"{relative(path)}, training set")
-    check_images(x_test, y_test, f"{relative(path)}, test set")
-    return x_train, y_train, x_test, y_test
-
-
-def read_cifar10_binary(folder):
-    """Read the official "CIFAR-10 binary version": data_batch_1.bin to data_batch_5.bin, test_batch.bin.
-
-    A record is 3073 bytes: the label (0 to 9), then 1024 red, 1024 green and 1024 blue pixels, row
-    by row. Returns (x_train, y_train), (x_test, y_test) of all ten classes, as Keras does.
-    Raises FileNotFoundError for a missing file and ValueError for one that is cut short or garbled.
-    """
-
-    def read(name):
-        path = Path(folder) / name
-        if not path.is_file():
-            raise FileNotFoundError(f"{relative(path)} is missing; expected the six .bin files of "
-                                    "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz in this folder")
-        data = path.read_bytes()
-        if not data or len(data) % 3073:
-            raise ValueError(f"{relative(path)} has {len(data):,} bytes, expected a multiple of 3,073; "
-                             "it is cut short: download it again")
-        records = np.frombuffer(data, np.uint8).reshape(-1, 3073)
-        labels = records[:, 0]
-        if labels.max() > 9:
-            raise ValueError(f"{relative(path)} holds label {labels.max()}, expected 0 to 9; "
-                             "it is not CIFAR-10's binary version")
-        return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
-
-    batches = [read(f"data_batch_{number}.bin") for number in range(1, 6)]
-    x_train, y_train = (np.concatenate(parts) for parts in zip(*batches))
-    return (x_train, y_train), read("test_batch.bin")
-
-
-def select_ships_and_trucks(x, y):
-    """Keep CIFAR-10's classes 8 (ship, becomes 0) and 9 (truck, becomes 1), in their order.
-
-    x: (n, 32, 32, 3) uint8, y: (n,) or (n, 1) integers 0 to 9.
-    """
-    y = np.asarray(y).reshape(-1)
-    keep = (y == 8) | (y == 9)
-    images, labels = np.ascontiguousarray(x[keep]), (y[keep] == 9).astype(np.uint8)
-    check_images(images, labels, "selected images")
-    return images, labels
-
-
-def rebuild_ship_truck(source, path):
-    """Write the data file anew, to `path`, from an official copy of CIFAR-10.
-
-    source: "keras" downloads through keras.datasets.cifar10.load_data(); anything else is a folder
-    with the official binary batches. The bytes depend on nothing but the images (no time, no
-    compression, no platform), so that the SHA-256 proves the result identical. Returns that sum.
-    """
-    (x_train, y_train), (x_test, y_test) = (select_ships_and_trucks(x, y) for x, y in official_cifar10(source))
-    return write_arrays(path, {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test})
-
-
-def official_cifar10(source):
-    """Return (x_train, y_train), (x_test, y_test) of all ten classes; source as in rebuild_ship_truck()."""
-    return keras.datasets.cifar10.load_data() if source == "keras" else read_cifar10_binary(source)
-
-
-def write_arrays(path, arrays):
-    """Write a dict of arrays as .npz whose bytes depend on nothing but them; return its SHA-256."""
-    with atomic_write(path) as temporary:
-        with zipfile.ZipFile(temporary, "w") as archive:
-            for name, array in arrays.items():
-                entry = zipfile.ZipInfo(f"{name}.npy")
-                entry.create_system = 3  # Python writes 0 here on Windows, which would change the sum
-                with archive.open(entry, "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, array)
-    return file_sha256(path)
-
-
-def rebuild_other_classes(source, path, each=(125, 250)):
-    """Write the file of images that are neither ship nor truck anew; source as in rebuild_ship_truck().
-
-    It takes the first each[0] training and each[1] test images of CIFAR-10's classes 0 to 7, in the order of the
-    official files. Returns the file's SHA-256.
-    """
-    arrays = {}
-    for split, (x, y), count in zip(("train", "test"), official_cifar10(source), each):
-        y = np.asarray(y).reshape(-1)
-        keep = np.sort(np.concatenate([np.flatnonzero(y == label)[:count] for label in range(len(OTHER_CLASSES))]))
-        arrays |= {f"x_{split}": np.ascontiguousarray(x[keep]), f"y_{split}": y[keep].astype(np.uint8)}
-    return write_arrays(path, arrays)
-
-
-def load_other_classes(path=OTHER_FILE, sha256=SHA256[OTHER_FILE.name]):
-    """Load CIFAR-10 images that are neither ship nor truck, verified; the quick profile keeps every 25th.
-
-    Returns x_train (1000, 32, 32, 3) uint8, y_train (1000,) uint8 (the place in OTHER_CLASSES), x_test (2000, …),
-    y_test. Raises FileNotFoundError or ValueError where the file is missing, damaged, of another layout or
-    without images of one class.
-    """
-    arrays = read_arrays(path, sha256)
-    for split in ("train", "test"):
-        empty = sorted(set(range(len(OTHER_CLASSES))) - set(arrays[f"y_{split}"].tolist()))
-        if empty:
-            raise ValueError(f"{relative(path)} has no {OTHER_CLASSES[empty[0]]} in y_{split}; "
-                             "rebuild it as data/README.md says")
-    every = full_or_quick(1, 25)
-    return tuple(arrays[name][::every] for name in ("x_train", "y_train", "x_test", "y_test"))
+        return tuple(arrays[name] for name in ("x_train", "y_train", "x_test", "y_test"))
 
 
 def split_indices(y_train, validation_fraction=0.1, seed=0):
@@ -278,7 +126,7 @@ def load_splits():
 
     9,000, 1,000 and 2,000 images in the full profile; a stratified 400, 100 and 200 in the quick one.
     """
-    x, y, x_test, y_test = load_ship_truck()
+    x, y, x_test, y_test = load_images(DATA / "ship_truck.npz")
     training, validation = split_indices(y)
     test = np.arange(len(y_test))
     if QUICK:
@@ -306,64 +154,40 @@ def plot_images(images, titles=None, columns=10, size=0.9):
     return figure
 
 
-# --- A photo of one's own (photo.py reads it) -------------------------------------------------
-
-
-def save_photo(image):
-    """Write one image (height, width, 3) uint8 as cache/example.png, to have a photo to try; return its path."""
-    path = CACHE / "example.png"
-    with atomic_write(path) as temporary:
-        Image.fromarray(image).save(temporary)
-    return path
-
-
-def classify_photo(model, path):
-    """Return ("ship" or "truck", its probability) for the photo at `path`, of one of the study's models."""
-    probability = float(model.predict(to_thumbnail(load_photo(path))[None], verbose=0)[0, 0])
-    return (CLASS_NAMES[1], probability) if probability >= 0.5 else (CLASS_NAMES[0], 1 - probability)
-
-
-def predict(source):
-    """Return what the service answers to a photo (a path, or a file's bytes), as a dict; photo.answer() explains it."""
-    outputs = detector().predict(to_thumbnail(load_photo(source))[None], verbose=0)
-    return answer(outputs["probability"][0, 0], outputs["strangeness"][0, 0])
+def progress(total, unit):
+    """Return a progress bar (tqdm's) of one line: bar.update(n) moves it, `with` closes it. A log gets few states."""
+    live = IN_NOTEBOOK or sys.stdout.isatty()
+    return tqdm(total=total, unit=unit, file=sys.stdout, ascii=".#", mininterval=0.1 if live else 60,
+                bar_format="[{bar:30}] {n:,} of {total:,} {unit}{postfix}")
 
 
 # --- Training and judging --------------------------------------------------------------------
 
+def set_seed(seed):
+    """Seed Python, NumPy and TensorFlow and ask for deterministic kernels: same seed, same numbers."""
+    import keras
+    import tensorflow as tf
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
 
-def progress_line(total, unit):
-    """Show a progress bar and return update(done, note=""), which redraws it.
 
-    A notebook keeps only its last state, as one line of output; a terminal redraws one line; a log gets
-    the last state only.
-    """
-    def text(done, note):
-        filled = 30 * done // total
-        return f"[{'#' * filled}{'.' * (30 - filled)}] {done:,} of {total:,} {unit}{note}"
-
-    handle = display({"text/plain": text(0, "")}, raw=True, display_id=True) if get_ipython() else None
-    last = 0.0
-
-    def update(done, note=""):
-        nonlocal last
-        if done < total and time.monotonic() - last < 0.1:  # ten redraws a second are enough
-            return
-        last = time.monotonic()
-        if handle:
-            handle.update({"text/plain": text(done, note)}, raw=True)
-        elif done == total or sys.stdout.isatty():
-            print("\r" + text(done, note), end="" if done < total else "\n", flush=True)
-
-    return update
+def strategy():
+    """Return how training is spread: over all GPUs where there are several, else over TensorFlow's default device."""
+    import tensorflow as tf
+    several = len(tf.config.list_logical_devices("GPU")) > 1
+    return tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()
 
 
 def training_progress(epochs):
     """Return a Keras callback that shows training as one line, for fit(verbose=0, callbacks=[…])."""
-    update = progress_line(epochs, "epochs")
+    import keras
+    bar = progress(epochs, "epochs")
 
     def on_epoch_end(epoch, logs):
-        update(epoch + 1, f", accuracy {logs['accuracy']:.4f} (validation {logs['val_accuracy']:.4f})")
+        bar.set_postfix_str("accuracy {accuracy:.4f} (validation {val_accuracy:.4f})".format(**logs), refresh=False)
+        bar.update()
+        if epoch + 1 == epochs:
+            bar.close()
 
     return keras.callbacks.LambdaCallback(on_epoch_end=on_epoch_end)
 
@@ -390,16 +214,6 @@ def format_score(score):
     return f"{score['accuracy']:.2%} of {score['n']:,} (95 % interval {low:.2%} to {high:.2%})"
 
 
-def plot_confusion(y, probability):
-    """Draw the confusion matrix in counts (scikit-learn's); return the figure."""
-    figure, axis = plt.subplots(figsize=(3.2, 3))
-    ConfusionMatrixDisplay.from_predictions(y, np.asarray(probability).reshape(-1) >= 0.5, display_labels=CLASS_NAMES,
-                                            cmap="Blues", colorbar=False, ax=axis)
-    axis.set(xlabel="predicted", ylabel="true")
-    axis.grid(False)
-    return figure
-
-
 def plot_errors(x, y, probability, most=30):
     """Draw the images on the wrong side of 0.5, the surest errors first, with the probability given
     to the wrong class; return the figure."""
@@ -411,104 +225,60 @@ def plot_errors(x, y, probability, most=30):
     return plot_images(x[wrong], titles, size=0.95)
 
 
-# --- VGG16 -----------------------------------------------------------------------------------
+def confidence(probability):
+    """Return the probability that a model gives to its own answer, 0.5 to 1."""
+    return np.maximum(probability, 1 - probability)
 
 
-def load_vgg16(weights=WEIGHTS_FILE, sha256=SHA256[WEIGHTS_FILE.name]):
+# --- VGG16 and the models to keep ------------------------------------------------------------
+
+def load_vgg16(weights=DATA / "vgg16_imagenet_notop.weights.h5"):
     """Return VGG16's 13 frozen convolutions (Simonyan & Zisserman 2015), input (None, None, 3).
 
-    weights: the shipped file, verified, or "imagenet" for Keras's own download.
-    Raises FileNotFoundError or ValueError where the file is missing, damaged or of another network.
+    weights: the shipped file, verified, or "imagenet" for Keras's own download. Raises FileNotFoundError or
+    ValueError where the file is missing or damaged.
     """
+    import keras
     if weights != "imagenet":
-        verify_file(weights, sha256)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Keras only warns of layers that it leaves at random
-            base = keras.applications.VGG16(include_top=False, weights=str(weights))
-    except (ValueError, UserWarning) as error:
-        raise ValueError(f"{relative(weights)} doesn't hold the weights of VGG16's convolutions; "
-                         f"use data/{WEIGHTS_FILE.name}. Keras says: {str(error).splitlines()[0]}") from error
+        verify_file(weights)
+    base = keras.applications.VGG16(include_top=False, weights=str(weights))
     base.trainable = False
     return base
 
 
-def save_vgg16_weights(base, path):
-    """Write VGG16's convolutions as float16, in a file that keras.applications.VGG16 loads by itself."""
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float16")
-    try:
-        half = keras.applications.VGG16(include_top=False, weights=None)
-    finally:
-        keras.config.set_dtype_policy(policy)
-    half.set_weights(base.get_weights())
-    with atomic_write(path) as temporary:
-        half.save_weights(temporary)
+def vgg16_extractor(base, image_size, layer, grid):
+    """Return a model from 32x32 RGB images (n, 32, 32, 3), 0 to 255, to VGG16's features (n, cells * channels).
 
-
-def weights_sha256(model):
-    """Return the SHA-256 of a model's weights as 64 hexadecimal digits, to show that none has changed."""
-    digest = hashlib.sha256()
-    for array in model.get_weights():
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-def vgg16_extractor(base, image_size, layer_names, grid):
-    """Return a model from 32x32 RGB images (n, 32, 32, 3), 0 to 255, to VGG16's features.
-
-    The images are enlarged to image_size x image_size (bilinear) and get VGG16's own preprocessing (BGR,
-    ImageNet's mean subtracted). Each named layer's output is averaged over windows of width // grid, which
-    leaves grid x grid cells where grid divides the width, and flattened. One name gives one output
-    (n, cells * channels), several give a list.
+    The images are enlarged to image_size x image_size (bilinear) and get VGG16's own preprocessing (BGR, ImageNet's
+    mean subtracted). The layer's output is averaged over grid x grid cells (grid divides its width) and flattened.
     """
-    trunk = keras.Model(base.input, [base.get_layer(name).output for name in layer_names], name="vgg16_convolutions")
+    import keras
+    trunk = keras.Model(base.input, base.get_layer(layer).output, name="vgg16_convolutions")
     trunk.trainable = False
     inputs = keras.Input((32, 32, 3))
     x = keras.layers.Resizing(image_size, image_size)(inputs)
     # As a layer the mean is a part of each graph that is made of it; otherwise an export to ONNX would ask for it.
-    outputs = trunk(keras.layers.Lambda(keras.applications.vgg16.preprocess_input, name="preprocess")(x))
-    outputs = [keras.layers.AveragePooling2D(max(1, x.shape[1] // grid))(x) for x in outputs]
-    outputs = [keras.layers.Flatten()(x) for x in outputs]
-    return keras.Model(inputs, outputs[0] if len(outputs) == 1 else outputs)
+    x = trunk(keras.layers.Lambda(keras.applications.vgg16.preprocess_input, name="preprocess")(x))
+    x = keras.layers.AveragePooling2D(max(1, x.shape[1] // grid))(x)
+    return keras.Model(inputs, keras.layers.Flatten()(x))
 
 
-def vgg16_features(base, x, image_size, layer_names, grid, batch_size=100):
-    """Return {layer name: features (n, cells * channels) float16} of images x (n, 32, 32, 3) uint8.
+def centre_and_spread(features):
+    """Return the mean and the standard deviation of each feature over an array (n, d), to standardise it by.
 
-    They are computed once, with a progress bar, and kept in the ignored folder cache/. A file's name holds
-    a SHA-256 over images, weights, size, layer, grid and versions, so that a stale file is never found.
+    A hundredth of the mean deviation is added, so that a feature that is nearly always 0 is not blown up.
     """
-    key = hashlib.sha256(x.tobytes())
-    key.update(f"{weights_sha256(base)} {image_size} {grid} {tf.__version__} {keras.__version__}".encode())
-    paths = {name: CACHE / f"vgg16_{name}_{image_size}px_{len(x)}_{key.hexdigest()[:20]}.npy" for name in layer_names}
-    missing = [name for name in layer_names if not paths[name].is_file()]
-    if missing:
-        extractor = vgg16_extractor(base, image_size, missing, grid)
-        compute = tf.function(lambda images: keras.tree.flatten(extractor(images, training=False)), jit_compile=False)
-        parts = {name: [] for name in missing}
-        update = progress_line(len(x), f"images at {image_size} px")
-        for start in range(0, len(x), batch_size):
-            images = tf.constant(x[start:start + batch_size], tf.float32)
-            for name, values in zip(missing, compute(images)):
-                parts[name].append(values.numpy().astype(np.float16))
-            update(min(start + batch_size, len(x)))
-        for name in missing:
-            with atomic_write(paths[name]) as temporary:
-                np.save(temporary, np.concatenate(parts[name]))
-    return {name: np.load(path) for name, path in paths.items()}
-
-
-# --- Models and results ----------------------------------------------------------------------
+    spread = features.std(axis=0)
+    return features.mean(axis=0), spread + 0.01 * spread.mean()
 
 
 def classifier(network, name, mirror=True):
     """Turn a network from 32x32 pixels to a logit into the model to keep.
 
-    It takes uint8 RGB (n, any height, any width, 3), reduces it to the 32x32 thumbnails that the network was
-    trained on (a CIFAR-10 image passes unchanged), averages the logits of the image and, unless mirror is False,
-    its mirror image, and returns the probability of truck (n, 1).
+    It takes uint8 RGB (n, any height, any width, 3), reduces it to 32x32 (a CIFAR-10 image passes unchanged),
+    averages the logits of the image and, if mirror, its mirror image, and returns the probability of truck (n, 1).
     """
+    import keras
     inputs = keras.Input((None, None, 3), dtype="uint8", name="image")
     images = keras.layers.Resizing(32, 32, antialias=True)(inputs)
     logits = network(images)
@@ -517,79 +287,31 @@ def classifier(network, name, mirror=True):
     return keras.Model(inputs, keras.layers.Activation("sigmoid")(logits), name=name)
 
 
-def vgg16_classifier(base, head, settings):
-    """Put the frozen convolutions before a head trained on their features, and make it the model to keep."""
-    extractor = vgg16_extractor(base, settings["image_size"], [settings["layer"]], settings["grid"])
-    network = keras.Model(extractor.input, head(extractor.output), name="vgg16_network")
-    return classifier(network, "vgg16_transfer", settings["mirror"])
-
-
 def save_model(model, name):
     """Save a model to models/NAME.keras, without optimizer state."""
+    import keras
     bare = keras.Model(model.input, model.output, name=model.name)  # Keras would save a compiled model's optimizer
     with atomic_write(OUTPUT / "models" / f"{name}.keras") as temporary:
         bare.save(temporary)
 
 
 def load_model(name):
-    """Load "three_block_cnn" or "vgg16_transfer": uint8 RGB images in, probability of truck out.
+    """Load models/NAME.keras. The study's models take uint8 RGB images and give the probability of truck.
 
     The file of "vgg16_transfer" holds the head only; the convolutions come from data/.
     """
+    import keras
     path = OUTPUT / "models" / f"{name}.keras"
     if not path.is_file():
         raise FileNotFoundError(f"{relative(path)} is missing; `git checkout -- {relative(path)}` restores it, "
                                 "`make run` trains it anew")
     model = keras.saving.load_model(path, compile=False)
     if name == "vgg16_transfer":
-        model = vgg16_classifier(load_vgg16(), model, load_results(name, OUTPUT / "results")["settings"])
+        settings = load_results(name)["settings"]
+        extractor = vgg16_extractor(load_vgg16(), settings["image_size"], settings["layer"], settings["grid"])
+        network = keras.Model(extractor.input, model(extractor.output), name="vgg16_network")
+        model = classifier(network, name, settings["mirror"])
     return model
-
-
-@functools.cache
-def detector():
-    """Return the whole model that the service runs, put together from what notebooks 03 and 05 keep.
-
-    It takes 32x32 RGB images (n, 32, 32, 3) uint8 and returns a dict: "probability" (n, 1), of truck, with the
-    temperature of notebook 05; "strangeness" (n, 1), above 0 for what is neither; "places" (n, height, width), how
-    much each place of the feature map speaks for the answer, 0 to 1 (Grad-CAM, Selvaraju et al. 2017).
-    """
-    settings = load_results("vgg16_transfer", OUTPUT / "results")["settings"]
-    evaluation = json.loads((OUTPUT / "results" / "evaluation.json").read_text())
-    temperature = evaluation["calibration"]["vgg16_transfer"]["temperature"]
-    head, neither = (keras.saving.load_model(OUTPUT / "models" / f"{name}.keras", compile=False)
-                     for name in ("vgg16_transfer", "neither"))
-    # The head is built anew with the standardisation in its weights, and without dropout: an export could not do with
-    # either. Its weights read backwards are the gradient of the logit, which Grad-CAM needs.
-    standardise, hidden, last = (layer for layer in head.layers
-                                 if isinstance(layer, (keras.layers.Normalization, keras.layers.Dense)))
-    kernel = np.asarray(hidden.kernel) / np.sqrt(np.asarray(standardise.variance)).reshape(-1, 1)
-    bias = np.asarray(hidden.bias) - np.asarray(standardise.mean).reshape(-1) @ kernel
-    folded = keras.layers.Dense(len(bias), activation="relu", name="folded")
-    folded.build((None, len(kernel)))
-    folded.set_weights([kernel, bias])
-    backwards = kernel.reshape(settings["grid"] ** 2, -1, len(bias)).mean(axis=0).T * np.asarray(last.kernel)
-
-    extractor = vgg16_extractor(load_vgg16(), settings["image_size"], [settings["layer"]], settings["grid"])
-    pooling = next(layer for layer in extractor.layers if isinstance(layer, keras.layers.AveragePooling2D))
-    trunk = keras.Model(extractor.input, [pooling.input, extractor.output])
-    images = keras.Input((32, 32, 3), dtype="uint8", name="image")
-    pixels = keras.ops.cast(images, "float32")
-    (maps, features), (_, mirrored) = trunk(pixels), trunk(keras.ops.flip(pixels, axis=2))
-    hidden_units = folded(features)
-    logits = (last(hidden_units) + last(folded(mirrored))) / 2
-    weights = keras.ops.matmul(keras.ops.cast(hidden_units > 0, "float32"), backwards)
-    places = keras.ops.sum(maps * weights[:, None, None, :], axis=-1) * keras.ops.sign(logits)[:, :, None]
-    places = keras.ops.relu(places)
-    return keras.Model(images, {
-        "probability": keras.ops.sigmoid(logits / temperature),
-        "strangeness": neither((features + mirrored) / 2),
-        "places": places / (keras.ops.max(places, axis=(1, 2), keepdims=True) + 1e-9)})
-
-
-RESULT_KEYS = ("settings", "data_sha256", "versions", "history", "validation", "test", "parameters")
-HISTORY_KEYS = ("loss", "accuracy", "val_loss", "val_accuracy")
-SCORE_KEYS = ("accuracy", "n", "interval95")
 
 
 def count_parameters(*models):
@@ -598,118 +320,82 @@ def count_parameters(*models):
     return {"trainable": trainable, "frozen": sum(model.count_params() for model in models) - trainable}
 
 
+# --- Results ---------------------------------------------------------------------------------
+
+HISTORY_KEYS = ("loss", "accuracy", "val_loss", "val_accuracy")
+RESULT_KEYS = ("settings", "data_sha256", "versions", "history", "validation", "test", "parameters")
+
+
 def save_json(path, value):
-    """Write a value as indented JSON, all of it or nothing. NaN is refused: JSON has none."""
+    """Write a value as indented JSON, all of it or nothing. NaN, which JSON lacks, is refused."""
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def save_results(name, *, settings, history, validation, test, parameters):
-    """Write results/NAME.json: what was run, on which data, with which versions, and what came out."""
-    save_json(OUTPUT / "results" / f"{name}.json", {
-        "settings": settings,
-        "data_sha256": SHA256[DATA_FILE.name],
+def read_json(path, made_by="make run"):
+    """Return what a JSON file holds. Raises FileNotFoundError, or ValueError where it is no JSON."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{relative(path)} is missing; `{made_by}` makes it")
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{relative(path)} is not JSON ({error}); `{made_by}` makes it anew") from None
+
+
+def save_results(name, *, settings, history, parameters, seconds, validation, test):
+    """Write results/NAME.json: what was run, on which data, with which versions, and what came out; return it.
+
+    validation, test: (labels (n,), probabilities of truck (n,) or (n, 1)); the probabilities go to NAME.npz.
+    seconds: of training; they go to timing.json, because no two runs agree on them.
+    """
+    results = {
+        "settings": settings, "data_sha256": SHA256["ship_truck.npz"],
         "versions": {"python": platform.python_version()}
         | {package: version(package) for package in ("tensorflow", "keras", "numpy", "scikit-learn")},
         "history": {key: history[key] for key in HISTORY_KEYS},
-        "validation": validation, "test": test, "parameters": parameters})
-
-
-def save_timing(name, **times):
-    """Put wall times in seconds into results/timing.json, under NAME; other names stay.
-
-    They stand apart from the results, because no two runs agree on them.
-    """
-    path = OUTPUT / "results" / "timing.json"
-    timing = json.loads(path.read_text()) if path.is_file() else {}
-    timing[name] = {key: round(value, 1) for key, value in times.items()}
-    save_json(path, timing)
-
-
-def load_results(name, folder):
-    """Read NAME.json in the folder results/. Raises FileNotFoundError, or ValueError where it is no JSON or of an older layout."""
-    path = Path(folder) / f"{name}.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{relative(path)} is missing; `make run` makes it")
-    try:
-        results = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{relative(path)} is not JSON ({error}); `make run` makes it anew") from None
-    missing = [key for key in RESULT_KEYS if key not in results]
-    if not missing:
-        parts = {"history": HISTORY_KEYS, "validation": SCORE_KEYS, "test": SCORE_KEYS}
-        missing = [f"{key}.{part}" for key in parts for part in parts[key] if part not in results[key]]
-    if missing:
-        raise ValueError(f"{relative(path)} has an older layout, without {', '.join(missing)}; `make run` makes it anew")
+        "validation": score(*validation), "test": score(*test), "parameters": parameters}
+    folder = OUTPUT / "results"
+    save_json(folder / f"{name}.json", results)
+    with atomic_write(folder / f"{name}.npz") as temporary:
+        np.savez(temporary, validation=np.ravel(validation[1]), test=np.ravel(test[1]))
+    timing = read_json(folder / "timing.json") if (folder / "timing.json").is_file() else {}
+    save_json(folder / "timing.json", timing | {name: round(seconds, 1)})
     return results
 
 
-def check_settings(found, expected, what):
-    """Raise ValueError, naming the settings that differ, unless two dicts of settings agree (the seed aside)."""
-    different = sorted(key for key in (found | expected).keys() - {"seed"} if found.get(key) != expected.get(key))
-    if different:
-        key = different[0]
-        raise ValueError(f"{what} from other settings ({', '.join(different)}): {key} is {found.get(key)}, "
-                         f"expected {expected.get(key)}; make them anew")
+def load_results(name, folder=None):
+    """Read what save_results() wrote, with "probability": {"validation": (n,), "test": (n,)}; folder: of this run.
 
-
-def load_seeds(folder):
-    """Read the seed sweep in the folder results/: {model: its entry in seeds.json, with "probability" beside}.
-
-    "probability" is (seeds, n_test), of truck; the standard deviation of a single seed is NaN. Raises
-    FileNotFoundError, or ValueError where settings differ from those of the model's own run, a seed is repeated, or
-    a probability is not a number from 0 to 1.
+    Raises FileNotFoundError, or ValueError where a file is of an older layout or the two don't belong together.
     """
-    folder = Path(folder)
-    for path in (folder / "seeds.json", folder / "seeds.npz"):
-        if not path.is_file():
-            raise FileNotFoundError(f"{relative(path)} is missing; `make seeds` makes it")
-    seeds, place = json.loads((folder / "seeds.json").read_text()), relative(folder)
-    with np.load(folder / "seeds.npz") as arrays:
-        probabilities = dict(arrays)
-    for name, entry in seeds.items():
-        check_settings(entry["settings"], load_results(name, folder)["settings"], f"{place}/seeds.json: {name} is")
-        if len(set(entry["seeds"])) < len(entry["seeds"]):
-            raise ValueError(f"{place}/seeds.json repeats a seed of {name}: {entry['seeds']}; "
-                             "every seed counts once, run `make seeds`")
-        entry["probability"] = probabilities[name]
-        if not ((entry["probability"] >= 0) & (entry["probability"] <= 1)).all():
-            raise ValueError(f"{place}/seeds.npz holds values for {name} that are no probabilities; "
-                             "the network may have diverged, run `make seeds`")
-        for split in ("validation", "test"):
-            if entry[split]["standard_deviation"] is None:
-                entry[split]["standard_deviation"] = float("nan")
-    return seeds
+    path = Path(folder or OUTPUT / "results") / f"{name}.json"
+    results, arrays = read_json(path), path.with_suffix(".npz")
+    missing = [key for key in RESULT_KEYS if key not in results]
+    if missing or not arrays.is_file():
+        raise ValueError(f"{relative(path)} is incomplete, without {', '.join(missing) or relative(arrays)}; "
+                         "`make run` makes it anew")
+    with np.load(arrays) as file:
+        results["probability"] = {split: file[split] for split in ("validation", "test")}
+    if any(len(found) != results[split]["n"] for split, found in results["probability"].items()):
+        raise ValueError(f"{relative(arrays)} doesn't belong to {relative(path)}; `make run` makes both anew")
+    return results
 
 
-def format_ladder(name):
-    """Return a model's rungs in the committed results/ladder.json as a table in text.
-
-    A line has the held-out accuracy, mean ± standard deviation over the folds, and the gain over the line above,
-    mean ± standard error over the folds.
-    """
-    path = ROOT / "results" / "ladder.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{relative(path)} is missing; `make ladder` makes it")
-    ladder = json.loads(path.read_text())[name]
-    unknown = float("nan")  # one fold alone has no spread
-    lines = [f"{len(ladder['folds'])} folds, {ladder['steps'][0]['n']:,} held-out images each\n",
-             f"{'':58} accuracy         gain (points)"]
-    for rung in ladder["steps"]:
-        line = f"{rung['step']:58} {rung['mean']:.2%} ± {rung['standard_deviation'] or unknown:.2%}"
-        if "gain" in rung:
-            line += f"  {100 * rung['gain']['mean']:+.2f} ± {100 * (rung['gain']['standard_error'] or unknown):.2f}"
-        lines.append(line)
-    return "\n".join(lines)
+def definitions(notebook):
+    """Execute the cells tagged "define" of a notebook, named without its ending; return what they define, by name."""
+    namespace = {"__name__": notebook}
+    for cell in nbformat.read(ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4).cells:
+        if "define" in cell.metadata.get("tags", []):
+            exec(cell.source, namespace)
+    return namespace
 
 
 # --- Figures and the README ------------------------------------------------------------------
 
-MODELS = {  # name: (what readers call it, its colour: Okabe & Ito's colour-blind safe palette)
-    "baseline_2021": ("2021 network, as it was", "#D55E00"),
-    "three_block_cnn": ("three-block CNN", "#0072B2"),
-    "vgg16_transfer": ("VGG16, frozen", "#009E73"),
-}
+LABELS = {"baseline_2021": "2021 network, as it was", "three_block_cnn": "three-block CNN",
+          "vgg16_transfer": "VGG16, frozen"}
+# Okabe & Ito's colour-blind safe palette
+COLOURS = {"baseline_2021": "#D55E00", "three_block_cnn": "#0072B2", "vgg16_transfer": "#009E73"}
 
 
 def set_plot_style():
@@ -720,23 +406,21 @@ def set_plot_style():
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3})
 
 
-def draw_history(axis, history, key, colour):
-    """Draw history[key] ("loss" or "accuracy", in %) by epoch: training dashed, validation solid."""
-    for name, style, label in ((key, "--", "training"), (f"val_{key}", "-", "validation")):
-        values = np.array(history[name]) * (100 if key == "accuracy" else 1)
-        axis.plot(range(1, len(values) + 1), values, style, color=colour, label=label)
-    axis.xaxis.get_major_locator().set_params(integer=True)
-
-
-def plot_history(history, name):
-    """Draw loss and accuracy by epoch of the model with this name in MODELS; return the figure."""
-    label, colour = MODELS[name]
-    figure, axes = plt.subplots(1, 2)
-    for axis, key, title in zip(axes, ("loss", "accuracy"), ("loss (cross-entropy)", "accuracy (%)")):
-        draw_history(axis, history, key, colour)
-        axis.set(ylabel=title, xlabel="epoch")
-    axes[1].legend()
-    figure.suptitle(label)
+def plot_histories(histories):
+    """Draw learning curves of {model: history}, a column each: training dashed, validation solid; return the figure."""
+    columns = len(histories)
+    figure, axes = plt.subplots(2, columns, figsize=(9 if columns > 1 else 6, 5.6), sharex="col", squeeze=False)
+    for column, (name, history) in zip(axes.T, histories.items()):
+        for axis, key, factor in zip(column, ("loss", "accuracy"), (1, 100)):
+            for part, style, label in ((key, "--", "training"), (f"val_{key}", "-", "validation")):
+                epochs, values = range(1, len(history[part]) + 1), factor * np.array(history[part])
+                axis.plot(epochs, values, style, color=COLOURS[name], label=label)
+        column[0].set(title=LABELS[name])
+        column[1].set(xlabel="epoch")
+        column[1].xaxis.get_major_locator().set_params(integer=True)
+    axes[0, 0].set(ylabel="loss (cross-entropy)")
+    axes[1, 0].set(ylabel="accuracy (%)")
+    axes[0, 0].legend()
     return figure
 
 
@@ -748,15 +432,17 @@ def save_figure(figure, name):
             figure.savefig(temporary, dpi=200, metadata=metadata)
 
 
-def replace_between(path, marker, text):
-    """Replace what stands between <!-- MARKER --> and <!-- /MARKER --> in a text file.
+def fill_in(path, marker, text):
+    """Replace what stands between <!-- MARKER --> and <!-- /MARKER --> in a text file, named as seen from ROOT.
 
-    Raises ValueError unless the file holds exactly one such pair.
+    The quick profile fills in a copy in scratch/. Raises ValueError unless the file holds exactly one such pair.
     """
-    old = Path(path).read_text(encoding="utf-8")
+    target = OUTPUT / path
+    source = target if target.is_file() and target.stat().st_mtime > (ROOT / path).stat().st_mtime else ROOT / path
     pattern = f"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)"
+    old = source.read_text(encoding="utf-8")
     new, found = re.subn(pattern, lambda match: match[1] + text + match[2], old, flags=re.DOTALL)
     if found != 1:
-        raise ValueError(f"{relative(path)} has {found} pairs of <!-- {marker} --> and <!-- /{marker} -->, expected 1")
-    with atomic_write(path) as temporary:
+        raise ValueError(f"{path} has {found} pairs of <!-- {marker} --> and <!-- /{marker} -->, expected 1")
+    with atomic_write(target) as temporary:
         temporary.write_text(new, encoding="utf-8")

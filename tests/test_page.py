@@ -47,7 +47,7 @@ def page(browser, server):
 
 @pytest.fixture(scope="module")
 def ship():
-    x_test, y_test = utils.load_ship_truck()[2:]
+    x_test, y_test = utils.load_images(utils.DATA / "ship_truck.npz")[2:]
     return encode(large_photo(x_test[y_test == 0][0]), "JPEG")
 
 
@@ -88,10 +88,8 @@ def test_a_broken_file_is_explained_and_the_next_one_works(page, ship):
     expect_a_ship(page)
 
 
-def test_a_stranger_is_neither(page):
-    strangers = utils.read_arrays(utils.OTHER_FILE, utils.SHA256[utils.OTHER_FILE.name])
-    horse = strangers["x_test"][strangers["y_test"] == utils.OTHER_CLASSES.index("horse")][0]
-    hand_over(page, "drop", encode(horse), "image/png")
+def test_a_stranger_is_neither(page, stranger_images):
+    hand_over(page, "drop", encode(stranger_images["horse"][0]), "image/png")
     expect(page.locator("#verdict")).to_have_text("Neither")
     expect(page.locator("#reason")).to_contain_text("neither a ship nor a truck")
 

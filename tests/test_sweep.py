@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 from dask.distributed import Client, LocalCluster
 
-import sweep
 import utils
+from scripts import sweep
 
 TINY = {"filters": [4, 4, 4], "epochs": 1, "crop_epochs": 0}
 TASKS = [("three_block_cnn", seed, TINY) for seed in (0, 1)]
@@ -19,7 +20,8 @@ TASKS = [("three_block_cnn", seed, TINY) for seed in (0, 1)]
 
 @pytest.fixture(scope="module")
 def serial():
-    return list(sweep.sweep(TASKS))
+    """What the runs give here, one after the other, in this process."""
+    return [json.loads(json.dumps(sweep.run(*task))) for task in TASKS]
 
 
 def without_time(results):
@@ -70,7 +72,7 @@ def test_a_ladder_keeps_every_rung_and_its_gain(monkeypatch, tmp_path):
         [{"seconds": 1.0, "validation": {"accuracy": found[fold][len(changes) - 1], "n": 10}}
          for _, _, changes, fold in tasks]))
     sweep.sweep_ladder(["three_block_cnn"], [0, 1])
-    first, second = json.loads((tmp_path / "results" / "ladder.json").read_text())["three_block_cnn"]["steps"]
+    first, second = json.loads((tmp_path / "results" / "ladder.json").read_text(encoding="utf-8"))["three_block_cnn"]["steps"]
     assert first["mean"] == pytest.approx(0.55) and "gain" not in first
     assert second["gain"]["mean"] == pytest.approx(0.1)
     assert second["gain"]["standard_error"] == pytest.approx(0.1)
@@ -82,7 +84,7 @@ def test_the_summary_holds_every_seed_and_leaves_other_models_alone(serial, tmp_
     found = sweep.save_seeds(serial)["test"]
     assert found["accuracy"] == [result["test"]["accuracy"] for result in serial]
     assert found["mean"] == pytest.approx(np.mean(found["accuracy"]))
-    summary = json.loads((tmp_path / "results" / "seeds.json").read_text())
+    summary = json.loads((tmp_path / "results" / "seeds.json").read_text(encoding="utf-8"))
     assert list(summary) == ["three_block_cnn", "vgg16_transfer"] and summary["three_block_cnn"]["seeds"] == [0, 1]
     with np.load(tmp_path / "results" / "seeds.npz") as file:
         for name in summary:
@@ -94,7 +96,8 @@ import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 import numpy as np
-import sweep, utils
+import utils
+from scripts import sweep
 
 x = np.random.default_rng(0).normal(size=(256, 1, 20)).astype("float16")
 y = (x[:, 0, 0] > 0).astype("uint8")
@@ -120,3 +123,29 @@ def test_two_devices_give_the_numbers_of_one():
     replicas, spread, difference, one_cnn, two_cnn = map(float, done.stdout.splitlines()[-1].split())
     assert replicas == 2 and spread > 0.1 and difference < 1e-3
     assert abs(one_cnn - two_cnn) < 0.1
+
+
+def test_a_missing_ladder_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(utils, "ROOT", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"ladder\.json is missing; `make ladder`"):
+        sweep.format_ladder("vgg16_transfer")
+
+
+@pytest.mark.parametrize("damage, complaint", [
+    (lambda entry, probability: entry["settings"].update(epochs=99),
+     r"vgg16_transfer is from other settings \(epochs\): epochs is 99, expected 16"),
+    (lambda entry, probability: entry.update(seeds=[0, 1, 1, 3, 4]), "repeats a seed"),
+    (lambda entry, probability: probability.__setitem__((0, 0), np.nan), "no probabilities")])
+def test_bad_seeds_are_refused(tmp_path, damage, complaint):
+    committed = utils.ROOT / "results"
+    for name in sweep.NOTEBOOKS:
+        for suffix in (".json", ".npz"):
+            shutil.copy(committed / (name + suffix), tmp_path)
+    seeds = utils.read_json(committed / "seeds.json")
+    with np.load(committed / "seeds.npz") as file:
+        probabilities = dict(file)
+    damage(seeds["vgg16_transfer"], probabilities["vgg16_transfer"])
+    utils.save_json(tmp_path / "seeds.json", seeds)
+    np.savez(tmp_path / "seeds.npz", **probabilities)
+    with pytest.raises(ValueError, match=complaint):
+        sweep.load_seeds(tmp_path)

@@ -1,5 +1,6 @@
-"""Tests of the service: the same answer as in a notebook, and a clear refusal of everything else."""
+"""Tests of the service: an answer to every photo, and a clear refusal of everything else."""
 
+import contextlib
 import io
 import json
 import os
@@ -7,9 +8,7 @@ import re
 import socket
 import struct
 import subprocess
-import sys
 import tempfile
-import threading
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -18,14 +17,14 @@ import jsonschema
 import numpy as np
 import pytest
 import requests
-from conftest import encode, large_photo
+from conftest import SERVE, encode, large_photo, running_server
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import Image
 
-import app
 import photo
 import utils
+from service import app, bench
 
 
 @pytest.fixture
@@ -37,46 +36,7 @@ def post(client, data, name="photo.png", **options):
     return client.post("/detect", data={"image": (io.BytesIO(data), name)}, **options)
 
 
-@pytest.fixture
-def committed_models(monkeypatch):
-    """Let utils.detector() take the committed models, in the quick profile too."""
-    monkeypatch.setattr(utils, "OUTPUT", utils.ROOT)
-    utils.detector.cache_clear()
-    yield
-    utils.detector.cache_clear()
-
-
 # --- The same answer everywhere ----------------------------------------------------------------
-
-
-def test_the_exported_model_equals_keras_on_every_test_image(committed_models, test_images):
-    options = app.onnxruntime.SessionOptions()
-    session = app.onnxruntime.InferenceSession(app.SERVICE / "model.onnx", options)
-    keras_says = utils.detector().predict(test_images, batch_size=100, verbose=0)
-    batches = [session.run(["probability", "strangeness", "places"], {"image": test_images[start:start + 100]})
-               for start in range(0, len(test_images), 100)]
-    probability, strangeness, places = (np.concatenate(parts) for parts in zip(*batches))
-    assert np.abs(probability - keras_says["probability"]).max() < 1e-4
-    assert np.abs(strangeness - keras_says["strangeness"]).max() < 1e-3
-    assert np.abs(places - keras_says["places"]).mean() < 1e-3
-
-
-def test_the_whole_model_equals_its_parts(committed_models, test_images):
-    x, evaluation = test_images[:100], json.loads((utils.ROOT / "results" / "evaluation.json").read_text())
-    p = utils.load_model("vgg16_transfer").predict(x, verbose=0).astype("float64")
-    logits = np.log(p / (1 - p)) / evaluation["calibration"]["vgg16_transfer"]["temperature"]
-    assert np.abs(utils.detector().predict(x, verbose=0)["probability"] - 1 / (1 + np.exp(-logits))).max() < 1e-4
-
-
-def test_a_notebook_and_the_server_agree_on_50_images(committed_models, server, test_images):
-    small = [encode(image) for image in test_images[:30]]
-    large = [encode(large_photo(image, size), form) for image, form, size in zip(
-        test_images[30:50], ["JPEG", "PNG", "WEBP", "TIFF"] * 5, [(3000, 2000), (900, 1600), (333, 77), (640, 480)] * 5)]
-    for data in small + large:
-        over_http = requests.post(f"{server}/detect", files={"image": data}).json()
-        here = utils.predict(data)
-        assert over_http["class"] == here["class"] and over_http["model"] == here["model"]
-        assert over_http["probabilities"] == pytest.approx(here["probabilities"], abs=1e-4)
 
 
 def test_a_thumbnail_passes_unchanged(test_images):
@@ -85,29 +45,19 @@ def test_a_thumbnail_passes_unchanged(test_images):
 
 
 def test_the_server_needs_no_tensorflow():
-    needed = set(re.findall(r"^(\w+)", (utils.ROOT / "requirements-serve.txt").read_text(), re.MULTILINE))
-    code = "import sys, app; print(*{name.split('.')[0] for name in sys.modules})"
-    loaded = set(subprocess.run([sys.executable, "-c", code], cwd=utils.ROOT, capture_output=True, text=True,
-                                check=True).stdout.split())
+    code = "import sys; sys.path.insert(0, 'service'); import app; print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run([SERVE, "-c", code], cwd=utils.ROOT, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
     assert not loaded & {"tensorflow", "keras", "scipy", "sklearn", "matplotlib", "utils"}
-    assert {"flask", "waitress", "onnxruntime", "numpy"} <= needed & loaded
+    needed = (utils.ROOT / "service" / "requirements.txt").read_text(encoding="utf-8")
+    assert {"flask", "waitress", "onnxruntime", "numpy"} <= set(re.findall(r"^(\w+)", needed, re.MULTILINE)) & loaded
 
 
 # --- What a person is told ---------------------------------------------------------------------
 
 
-def test_the_answer_names_a_class_or_says_why_not():
-    truck, ship = photo.answer(0.9, -1), photo.answer(0.2, -1)
-    assert (truck["class"], truck["confidence"]) == ("Truck", 0.9) and (ship["class"], ship["confidence"]) == ("Ship", 0.8)
-    neither = photo.answer(0.9, 0.1)
-    assert neither["class"] is None and neither["confidence"] is None and "neither" in neither["reason"]
-    assert neither["probabilities"] == pytest.approx({"ship": 0.1, "truck": 0.9})
-
-
-def test_cats_are_refused_and_ships_are_not(client, test_images):
-    strangers = utils.read_arrays(utils.OTHER_FILE, utils.SHA256[utils.OTHER_FILE.name])
-    cats = strangers["x_test"][strangers["y_test"] == utils.OTHER_CLASSES.index("cat")][:20]
-    refused = sum(post(client, encode(image)).json["class"] is None for image in cats)
+def test_cats_are_refused_and_ships_are_not(client, test_images, stranger_images):
+    refused = sum(post(client, encode(image)).json["class"] is None for image in stranger_images["cat"][:20])
     kept = sum(post(client, encode(image)).json["class"] is not None for image in test_images[:20])
     assert refused >= 17 and kept >= 17
 
@@ -120,35 +70,6 @@ def test_places_come_only_when_asked_for(client, test_images):
 
 
 # --- Photos of every kind ----------------------------------------------------------------------
-
-
-def test_a_colour_profile_is_obeyed():
-    plain = Image.new("RGB", (40, 40), (200, 100, 50))
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))  # of another colour model: the photo goes without
-    assert (photo.load_photo(encode(plain, icc_profile=profile.tobytes())) == (200, 100, 50)).all()
-    assert (photo.load_photo(encode(plain, icc_profile=b"not a profile")) == (200, 100, 50)).all()
-    srgb = bytearray(ImageCms.ImageCmsProfile(photo.SRGB).tobytes())
-    assert np.abs(photo.load_photo(encode(plain, icc_profile=bytes(srgb))).astype(int) - (200, 100, 50)).max() <= 1
-    # Red and blue primaries exchanged: a profile that is obeyed turns orange to blue.
-    for tag, other in ((b"rXYZ", b"bXYZ"),):
-        red, blue = srgb.index(tag), srgb.index(other)
-        srgb[red:red + 4], srgb[blue:blue + 4] = other, tag
-    swapped = photo.load_photo(encode(plain, icc_profile=bytes(srgb)))
-    assert swapped[0, 0, 2] > swapped[0, 0, 0]
-
-
-def test_a_large_photo_is_averaged_not_sampled():
-    stripes = np.zeros((2000, 3000, 3), np.uint8)
-    stripes[:, ::2] = 255
-    thumbnail = photo.to_thumbnail(photo.load_photo(encode(stripes, compress_level=1)))
-    assert np.abs(thumbnail.astype(int) - 127).max() <= 2
-
-
-def test_a_large_jpeg_is_read_unless_it_would_be_held_in_full():
-    large = Image.new("RGB", (6000, 5000), "navy")
-    assert max(photo.load_photo(encode(large, "JPEG")).shape) <= photo.LONG_SIDE
-    with pytest.raises(photo.TooLarge, match="25,000,000"):
-        photo.load_photo(encode(large, "JPEG", progressive=True))
 
 
 def jpeg_of(mode, colour):
@@ -254,26 +175,54 @@ def test_nothing_of_an_upload_is_written_or_logged(client, monkeypatch, caplog):
 
 
 def test_an_overloaded_service_says_so(client, monkeypatch):
-    monkeypatch.setattr(app, "PATIENCE", 0)
-    release = threading.Event()
-    busy = [app.lookers.submit(release.wait) for _ in range(app.AT_ONCE)]
+    monkeypatch.setattr(app, "PATIENCE", 0.01)
+    for _ in range(app.AT_ONCE):
+        app.seats.acquire()
     try:
         response = post(client, WHOLE["PNG"])
         assert response.status_code == 503 and response.headers["Retry-After"] and "try again" in response.json["error"]
     finally:
-        release.set()
-    assert all(future.result() for future in busy)
-    monkeypatch.undo()
+        for _ in range(app.AT_ONCE):
+            app.seats.release()
     assert post(client, WHOLE["PNG"]).status_code == 200
 
 
-def test_a_fault_of_the_service_gives_no_stack_trace(client, monkeypatch):
+def broken_pillow(monkeypatch):
+    monkeypatch.delattr(Image.core, "zip_decoder")
+
+
+def renamed_input(monkeypatch):
+    def run(outputs, inputs):
+        raise ValueError("Required inputs (['picture']) are missing from input feed (['image']).")
+    monkeypatch.setattr(app, "session", type("Session", (), {"run": staticmethod(run)}))
+
+
+def no_memory(monkeypatch):
+    def full(data):
+        raise MemoryError("no memory left")
+    monkeypatch.setattr(photo, "load_photo", full)
+
+
+def broken_thumbnail(monkeypatch):
     monkeypatch.setattr(photo, "to_thumbnail", lambda image: 1 / 0)
+
+
+@pytest.mark.parametrize("fault, cause", [
+    (broken_pillow, "decoder zip not available"), (renamed_input, "Required inputs"), (no_memory, "no memory left"),
+    (broken_thumbnail, "ZeroDivisionError")])
+def test_a_fault_of_the_service_is_a_503_and_stands_in_the_log(client, monkeypatch, caplog, fault, cause):
+    fault(monkeypatch)
     monkeypatch.setitem(app.app.config, "PROPAGATE_EXCEPTIONS", False)
     response = post(client, WHOLE["PNG"])
-    assert response.status_code == 503 and "ZeroDivision" not in response.text
+    assert response.status_code == 503 and set(response.json) == {"error"}
+    assert cause not in response.text and cause in caplog.text and "Traceback" in caplog.text
     monkeypatch.undo()
-    assert post(client, WHOLE["PNG"]).status_code == 200  # its thread lives on
+    assert post(client, WHOLE["PNG"]).status_code == 200  # and it goes on
+
+
+def test_a_client_s_fault_leaves_no_traceback(client, caplog):
+    assert post(client, WHOLE["PNG"][:200]).status_code == 400
+    assert "Traceback" not in caplog.text
 
 
 FUZZ = int(os.environ.get("SHIP_TRUCK_FUZZ", 300))
@@ -330,7 +279,7 @@ def test_a_body_of_100_mb_is_refused_before_it_is_read(server):
 
 @pytest.mark.parametrize("raw, status", [
     (b"NONSENSE\r\n\r\n", b"400"), (b"POST /detect HTTP/1.1\r\nTransfer-Encoding: strange\r\n\r\n", b"400"),
-    (b"GET / HTTP/1.1\r\nX: " + b"a" * 262_140 + b"\r\n\r\n", b"431"),
+    (b"GET / HTTP/1.1\r\nX: " + b"a" * (16_384 - 23) + b"\r\n\r\n", b"431"),
     (b"POST /detect HTTP/1.1\r\nContent-Length: minus one\r\n\r\n", b"400")])
 def test_what_is_hardly_http_gets_json_too(server, raw, status):
     answer = raw_answer(server, raw)
@@ -348,6 +297,49 @@ def test_slow_clients_do_not_keep_others_waiting(server):
     finally:
         for connection in slow:
             connection.close()
+
+
+@pytest.mark.parametrize("size", [9_500_000, 190_000])
+def test_unfinished_uploads_are_held_within_bounds(test_images, monkeypatch, size):
+    monkeypatch.setattr(bench, "SLOW_BYTES", size)
+    with running_server() as (address, process, _):
+        found = bench.slow_clients(address, bench.psutil.Process(process.pid), encode(test_images[0]), seconds=2)
+    assert found["clients"] == 200 and found["answered_ms"] is not None and found["rss_mb"] < 300
+
+
+def test_an_upload_that_is_given_up_is_told_why():
+    """Five uploads of 10 MB each promise more than is held; the first is silent when the last wants to come in."""
+    with running_server() as (address, _, _):
+        host, port = address.removeprefix("http://").split(":")
+        head = (b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+                b"Content-Length: 10000000\r\n\r\n--x")
+        with contextlib.ExitStack() as stack:
+            connections = [stack.enter_context(socket.create_connection((host, int(port)), timeout=30)) for _ in range(5)]
+            for connection in connections:
+                connection.sendall(head)
+            answer = b"".join(iter(lambda: connections[0].recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 503") and b'{"error": "Too many photos' in answer
+
+
+def test_ready_is_logged_when_it_can_be_reached_and_not_before():
+    with running_server() as (address, _, log):
+        assert requests.get(f"{address}/healthz").status_code == 200 and "ready on http" in "".join(log)
+        port = address.rpartition(":")[2]
+        second = subprocess.run([SERVE, "service/app.py"], cwd=utils.ROOT, env={**os.environ, "PORT": port},
+                                capture_output=True, text=True, timeout=60)
+    assert second.returncode == 1 and "ready on" not in second.stderr and "Traceback" not in second.stderr
+    assert f"port {port}" in second.stderr and "choose another" in second.stderr
+
+
+@pytest.mark.parametrize("damage, complaint", [
+    (lambda data: data[:1000], "can't be loaded"), (None, "can't be loaded"),
+    (lambda data: data.replace(b"strangeness", b"strangenoss"), "has .*strangenoss.*expected")])
+def test_a_damaged_model_ends_in_a_sentence(tmp_path, damage, complaint):
+    path = tmp_path / "model.onnx"
+    if damage:
+        path.write_bytes(damage((utils.ROOT / "service" / "model.onnx").read_bytes()))
+    with pytest.raises(SystemExit, match=complaint + ".*git checkout -- service/model.onnx.*make export"):
+        app.load_model(path)
 
 
 def test_eight_clients_at_once_lose_nothing(server, test_images):
@@ -380,10 +372,9 @@ def conforms(value, schema):
     jsonschema.validate(value, translate(app.OPENAPI["components"]["schemas"][schema]))
 
 
-def test_answers_conform_to_the_description(client, test_images):
+def test_answers_conform_to_the_description(client, test_images, stranger_images):
     documented = app.OPENAPI["paths"]["/detect"]["post"]["responses"]
-    strange = utils.read_arrays(utils.OTHER_FILE, utils.SHA256[utils.OTHER_FILE.name])["x_test"]
-    for image in [*test_images[:5], *strange[:10]]:
+    for image in [*test_images[:5], *stranger_images["dog"][:10]]:
         conforms(client.post("/detect?places", data={"image": (io.BytesIO(encode(image)), "a")}).json, "Answer")
     for response in (post(client, b"x"), client.get("/detect"), client.post("/detect"),
                      post(client, bytes(app.MAX_BYTES + 1))):

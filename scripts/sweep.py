@@ -1,12 +1,13 @@
 """Train the notebooks' models many times: `make seeds` and `make ladder`.
 
-    python sweep.py seeds --seeds 0 1 2 --models three_block_cnn --workers 2
-    python sweep.py ladder --models vgg16_transfer
-    python sweep.py seeds --dask tcp://scheduler:8786
+    python scripts/sweep.py seeds --seeds 0 1 2 --models three_block_cnn --workers 2
+    python scripts/sweep.py ladder --models vgg16_transfer
+    python scripts/sweep.py seeds --dask tcp://scheduler:8786
 
 Models and settings are those of the notebooks: the cells tagged "define" are executed here, so that
 each is defined once. The training runs are independent of each other. joblib hands them out: one after
-another, to some processes of this machine (--workers) or to a Dask cluster (--dask).
+another, to some processes of this machine (--workers) or to a Dask cluster (--dask). What they found is read here
+as well: load_seeds(), format_ladder().
 """
 
 import argparse
@@ -17,24 +18,20 @@ import sys
 import time
 from pathlib import Path
 
-import utils  # first: it keeps TensorFlow's start-up notes quiet
 import joblib
-import nbformat
 import numpy as np
 from sklearn.model_selection import StratifiedKFold
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import utils
 
 NOTEBOOKS = {"three_block_cnn": "02_three_block_cnn", "vgg16_transfer": "03_vgg16_transfer_learning"}
 FOLDS = 5  # the ladder holds out a fifth of the training set at a time
 
 
 def definitions(name):
-    """Execute the cells tagged "define" in a model's notebook; return what they define, by name."""
-    notebook = nbformat.read(utils.ROOT / "notebooks" / f"{NOTEBOOKS[name]}.ipynb", as_version=4)
-    namespace = {}
-    for cell in notebook.cells:
-        if "define" in cell.metadata.get("tags", []):
-            exec(cell.source, namespace)
-    return namespace
+    """Return what the notebook of a model defines, by name."""
+    return utils.definitions(NOTEBOOKS[name])
 
 
 def run(name, seed, changes=None, fold=None):
@@ -42,9 +39,9 @@ def run(name, seed, changes=None, fold=None):
 
     Without a fold it trains on the training split and is judged on validation and test. With a fold (0 to
     FOLDS - 1) it trains on four fifths of the 10,000 training images and is judged on the rest; the test set
-    is not read. Returns {"name", "seed", "settings", "seconds", "validation": score} and, without a fold, "test": score,
-    "probability": n_test probabilities of truck, and "watched": the test accuracy after each epoch (without the
-    mirror image), which notebook 05 needs to show what it would mean to choose by it.
+    is not read. Returns {"name", "seed", "settings", "seconds", "validation": score} and, without a fold, "test":
+    score, "probability": n_test probabilities of truck, and "watched": the test accuracy after each epoch (without
+    the mirror image), which notebook 05 needs to show what it would mean to choose by it.
     """
     study = definitions(name)
     settings = {**study["SETTINGS"], **(changes or {}), "seed": seed}
@@ -97,17 +94,12 @@ def spread(scores):
             "standard_deviation": float(np.std(accuracies, ddof=1)) if len(scores) > 1 else None}
 
 
-def read_json(path):
-    """Return what a JSON file holds, {} where there is none."""
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
 def save_seeds(results):
     """Put one model's results into results/seeds.json, and its test probabilities (seeds, n_test) into
     results/seeds.npz; another model's stay as they are."""
     name, folder = results[0]["name"], utils.OUTPUT / "results"
     settings = {key: value for key, value in results[0]["settings"].items() if key != "seed"}
-    entry = {"settings": settings, "data_sha256": utils.SHA256[utils.DATA_FILE.name],
+    entry = {"settings": settings, "data_sha256": utils.SHA256["ship_truck.npz"],
              "seeds": [result["seed"] for result in results]}
     entry |= {split: spread([result[split] for result in results]) for split in ("validation", "test")}
     entry["watched"] = [result["watched"] for result in results]
@@ -118,7 +110,9 @@ def save_seeds(results):
     probabilities[name] = np.array([result["probability"] for result in results], np.float32)
     with utils.atomic_write(folder / "seeds.npz") as temporary:
         np.savez_compressed(temporary, **dict(sorted(probabilities.items())))
-    utils.save_json(folder / "seeds.json", dict(sorted((read_json(folder / "seeds.json") | {name: entry}).items())))
+    path = folder / "seeds.json"
+    seeds = utils.read_json(path, "make seeds") if path.is_file() else {}
+    utils.save_json(path, dict(sorted((seeds | {name: entry}).items())))
     return entry
 
 
@@ -149,7 +143,8 @@ def sweep_ladder(names, folds):
             if entries:
                 entry["gain"] = spread_of_gain(entries[-1]["accuracy"], entry["accuracy"])
             entries.append(entry)
-            utils.save_json(path, read_json(path) | {name: {"folds": list(folds), "steps": entries}})
+            ladder = utils.read_json(path, "make ladder") if path.is_file() else {}
+            utils.save_json(path, ladder | {name: {"folds": list(folds), "steps": entries}})
             print(f"{name}, {step}: {entry['mean']:.2%}, {entry['seconds']:.0f} s", flush=True)
 
 
@@ -158,6 +153,62 @@ def spread_of_gain(before, after):
     gains = np.subtract(after, before)
     error = float(gains.std(ddof=1) / len(gains) ** 0.5) if len(gains) > 1 else None
     return {"mean": float(gains.mean()), "standard_error": error}
+
+
+def check_settings(found, expected, what):
+    """Raise ValueError, naming the settings that differ, unless two dicts of settings agree (the seed aside)."""
+    different = sorted(key for key in (found | expected).keys() - {"seed"} if found.get(key) != expected.get(key))
+    if different:
+        key = different[0]
+        raise ValueError(f"{what} from other settings ({', '.join(different)}): {key} is {found.get(key)}, "
+                         f"expected {expected.get(key)}; make them anew")
+
+
+def load_seeds(folder):
+    """Read the seed sweep in the folder results/: {model: its entry in seeds.json, with "probability" beside}.
+
+    "probability" is (seeds, n_test), of truck; the standard deviation of a single seed is NaN. Raises
+    FileNotFoundError, or ValueError where settings differ from those of the model's own run, a seed is repeated, or
+    a probability is not a number from 0 to 1.
+    """
+    folder = Path(folder)
+    seeds, place = utils.read_json(folder / "seeds.json", "make seeds"), utils.relative(folder)
+    if not (folder / "seeds.npz").is_file():
+        raise FileNotFoundError(f"{place}/seeds.npz is missing; `make seeds` makes it")
+    with np.load(folder / "seeds.npz") as arrays:
+        probabilities = dict(arrays)
+    for name, entry in seeds.items():
+        settings = utils.load_results(name, folder)["settings"]
+        check_settings(entry["settings"], settings, f"{place}/seeds.json: {name} is")
+        if len(set(entry["seeds"])) < len(entry["seeds"]):
+            raise ValueError(f"{place}/seeds.json repeats a seed of {name}: {entry['seeds']}; "
+                             "every seed counts once, run `make seeds`")
+        entry["probability"] = probabilities[name]
+        if not ((entry["probability"] >= 0) & (entry["probability"] <= 1)).all():
+            raise ValueError(f"{place}/seeds.npz holds values for {name} that are no probabilities; "
+                             "the network may have diverged, run `make seeds`")
+        for split in ("validation", "test"):
+            if entry[split]["standard_deviation"] is None:
+                entry[split]["standard_deviation"] = float("nan")
+    return seeds
+
+
+def format_ladder(name):
+    """Return a model's rungs in the committed results/ladder.json as a table in text.
+
+    A line has the held-out accuracy, mean ± standard deviation over the folds, and the gain over the line above,
+    mean ± standard error over the folds.
+    """
+    ladder = utils.read_json(utils.ROOT / "results" / "ladder.json", "make ladder")[name]
+    unknown = float("nan")  # one fold alone has no spread
+    lines = [f"{len(ladder['folds'])} folds, {ladder['steps'][0]['n']:,} held-out images each\n",
+             f"{'':58} accuracy         gain (points)"]
+    for rung in ladder["steps"]:
+        line = f"{rung['step']:58} {rung['mean']:.2%} ± {rung['standard_deviation'] or unknown:.2%}"
+        if "gain" in rung:
+            line += f"  {100 * rung['gain']['mean']:+.2f} ± {100 * (rung['gain']['standard_error'] or unknown):.2f}"
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def backend(arguments):

@@ -1,17 +1,18 @@
 """Execute the notebooks in order, in place, and compare the new metrics with those found before.
 
-`make run` calls this; `python run_study.py 04` executes only the notebook whose name begins so.
+`make run` calls this; `python scripts/run_study.py 04` executes only the notebook whose name begins so.
 Each notebook is written only after it has run to its end, and only whole.
 The exit status is 1 where a metric moved by more than its tolerance.
 """
 
-import json
 import sys
 import time
+from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
 
 NOTEBOOKS = sorted((utils.ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -19,13 +20,13 @@ TOLERANCE = 0.007  # accuracy: 0.7 points, about what another machine's rounding
 
 
 def read_metrics():
-    """Return {"NAME SPLIT accuracy": value} over the committed results; empty where there are none."""
+    """Return {"NAME SPLIT accuracy": value} over the results of the three networks; empty where there are none."""
     metrics = {}
-    for path in sorted((utils.OUTPUT / "results").glob("*.json")):
-        results = json.loads(path.read_text())
-        for split in ("validation", "test"):
-            if split in results:
-                metrics[f"{path.stem} {split} accuracy"] = results[split]["accuracy"]
+    for name in utils.LABELS:
+        path = utils.OUTPUT / "results" / f"{name}.json"
+        if path.is_file():
+            results = utils.read_json(path)
+            metrics |= {f"{name} {split} accuracy": results[split]["accuracy"] for split in ("validation", "test")}
     return metrics
 
 
@@ -69,9 +70,10 @@ def compare(old, new):
 
 
 def main():
-    old, chosen = read_metrics(), [path for path in NOTEBOOKS if path.name.startswith(tuple(sys.argv[1:] or [""]))]
+    old, wanted = read_metrics(), tuple(sys.argv[1:] or [""])
+    chosen = [path for path in NOTEBOOKS if path.name.startswith(wanted)]
     if not chosen:
-        sys.exit(f"no notebook begins with {' or '.join(sys.argv[1:])}; there are {', '.join(p.stem for p in NOTEBOOKS)}")
+        sys.exit(f"no notebook begins with {' or '.join(wanted)}; there are {', '.join(p.stem for p in NOTEBOOKS)}")
     for path in chosen:
         execute(path)
     outside = compare(old, read_metrics())
