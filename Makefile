@@ -1,13 +1,15 @@
 # make run     the whole study, from the data to the README's tables
 # make test    unit tests, and every notebook in the quick profile
 # make lab     Jupyter
+# make experiment MODEL=vgg16_transfer SET="hidden_units=64,128 dropout=0.3"   what changes of settings are worth
+# make figures every figure and the README's tables, from results/
 # make seeds   five training runs of each model; SEEDS="0 1 2" for others
 # make ladder  what each step of notebooks 02 and 03 is worth, by cross-validation
 # make bench   what the study costs on this machine
 # make export  the model that the service runs, from the study's
 # make serve   the service and its page on 127.0.0.1:8000
 # make lock    new versions in requirements.txt; UPGRADE=--upgrade for the newest
-.PHONY: run test lab seeds ladder bench export serve bench-serve fuzz lock clean
+.PHONY: run test lab experiment figures seeds ladder bench export serve bench-serve fuzz lock clean
 
 # The newest Python of those supported that can make a virtual environment. Another: make PYTHON=/path/to/python run
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python; do \
@@ -21,6 +23,8 @@ SERVE := .venv-serve/bin
 PIP := -m pip install --quiet --disable-pip-version-check --constraint requirements.txt
 SEEDS ?= 0 1 2 3 4
 FUZZ ?= 3000
+# Sweeps in several processes (WORKERS=2) or on a Dask cluster (DASK=tcp://scheduler:8786).
+SPREAD = $(if $(WORKERS),--workers $(WORKERS)) $(if $(DASK),--dask $(DASK))
 
 run: .venv/ready
 	$(BIN)/python scripts/run_study.py
@@ -32,13 +36,18 @@ test: .venv/ready-test .venv-serve/ready
 lab: .venv/ready
 	$(BIN)/jupyter lab notebooks
 
-seeds: .venv/ready
-	$(BIN)/python scripts/sweep.py seeds --seeds $(SEEDS)
+experiment: .venv/ready$(if $(DASK),-cluster)
+	$(BIN)/python scripts/experiment.py "$(MODEL)" "$(SET)" $(SPREAD)
+
+figures: .venv/ready
+	$(BIN)/python scripts/figures.py
+
+seeds: .venv/ready$(if $(DASK),-cluster)
+	$(BIN)/python scripts/sweep.py seeds --seeds $(SEEDS) $(SPREAD)
 	$(BIN)/python scripts/run_study.py 04
 
-ladder: .venv/ready
-	$(BIN)/python scripts/sweep.py ladder --models three_block_cnn --folds 0 1 2
-	$(BIN)/python scripts/sweep.py ladder --models vgg16_transfer
+ladder: .venv/ready$(if $(DASK),-cluster)
+	$(BIN)/python scripts/sweep.py ladder $(SPREAD)
 
 bench: .venv/ready
 	$(BIN)/python scripts/benchmark.py

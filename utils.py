@@ -1,17 +1,16 @@
-"""What several notebooks share: data, training, judging, VGG16, models, results and figures.
+"""What several notebooks share, in the order in which they use it.
 
-The sections stand in the order in which the notebooks use them. Images are uint8 RGB arrays
-(n, 32, 32, 3), labels uint8 (0 = ship, 1 = truck), a probability is that of "truck".
-
+Images are uint8 RGB arrays (n, 32, 32, 3), labels uint8 (0 = ship, 1 = truck), a probability is that of "truck".
 TensorFlow takes seconds to load, so only the functions that need it import it.
 """
 
+import builtins
 import contextlib
 import hashlib
 import json
 import os
 import platform
-import re
+import symtable
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -90,10 +89,7 @@ def atomic_write(path):
 # --- The images ------------------------------------------------------------------------------
 
 def verify_file(path):
-    """Raise unless a data file exists and has the SHA-256 that belongs to its name (a tenth of a second for 37 MB).
-
-    Raises FileNotFoundError or ValueError; the message names the file, both sums and the way back.
-    """
+    """Raise FileNotFoundError or ValueError unless a data file exists and has the SHA-256 that belongs to its name."""
     path = Path(path)
     way_back = f"Restore it with `git checkout -- data/{path.name}`, or rebuild it as data/README.md says."
     if not path.is_file():
@@ -105,9 +101,8 @@ def verify_file(path):
 
 
 def load_images(path):
-    """Load a data file, verified: x_train (n, 32, 32, 3) uint8, y_train (n,) uint8, x_test, y_test.
+    """Load a data file, verified: x_train (n, 32, 32, 3) uint8, y_train (n,) uint8, x_test, y_test, in official order.
 
-    The images stand in the order of CIFAR-10's official files. Of data/ship_truck.npz there are 10,000 and 2,000.
     Raises FileNotFoundError or ValueError where the file is missing or damaged.
     """
     verify_file(path)
@@ -215,19 +210,13 @@ def format_score(score):
 
 
 def plot_errors(x, y, probability, most=30):
-    """Draw the images on the wrong side of 0.5, the surest errors first, with the probability given
-    to the wrong class; return the figure."""
+    """Draw the images on the wrong side of 0.5, surest first, with the wrong class's probability; return the figure."""
     probability = np.asarray(probability).reshape(-1)
     surety = np.abs(probability - 0.5)
     wrong = np.flatnonzero((probability >= 0.5) != y)
     wrong = wrong[np.argsort(-surety[wrong], kind="stable")][:most]
     titles = [f"{CLASS_NAMES[1 - y[i]]}? {0.5 + surety[i]:.2f}" for i in wrong]
     return plot_images(x[wrong], titles, size=0.95)
-
-
-def confidence(probability):
-    """Return the probability that a model gives to its own answer, 0.5 to 1."""
-    return np.maximum(probability, 1 - probability)
 
 
 # --- VGG16 and the models to keep ------------------------------------------------------------
@@ -364,7 +353,7 @@ def save_results(name, *, settings, history, parameters, seconds, validation, te
 
 
 def load_results(name, folder=None):
-    """Read what save_results() wrote, with "probability": {"validation": (n,), "test": (n,)}; folder: of this run.
+    """Read what save_results() wrote, with "probability": {"validation": (n,), "test": (n,)} and a mark, "run".
 
     Raises FileNotFoundError, or ValueError where a file is of an older layout or the two don't belong together.
     """
@@ -376,17 +365,45 @@ def load_results(name, folder=None):
                          "`make run` makes it anew")
     with np.load(arrays) as file:
         results["probability"] = {split: file[split] for split in ("validation", "test")}
+    results["run"] = hashlib.sha256(arrays.read_bytes()).hexdigest()[:16]  # tells apart runs with the same settings
     if any(len(found) != results[split]["n"] for split, found in results["probability"].items()):
         raise ValueError(f"{relative(arrays)} doesn't belong to {relative(path)}; `make run` makes both anew")
     return results
 
 
+def differences(settings, others):
+    """Return in words what is different about some settings, the seed aside: "epochs 36 (not 72)"; "" for nothing."""
+    names = [name for name in settings | others if name != "seed" and settings.get(name) != others.get(name)]
+    return ", ".join(f"{name} {settings.get(name)} (not {others.get(name)})" for name in names)
+
+
+def note(settings, others):
+    """Return what to put behind a number that was found with settings where others stand: "" if they are the same."""
+    found = differences(settings, others)
+    return f" [of other settings: {found}]" if found else ""
+
+
 def definitions(notebook):
-    """Execute the cells tagged "define" of a notebook, named without its ending; return what they define, by name."""
-    namespace = {"__name__": notebook}
-    for cell in nbformat.read(ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4).cells:
-        if "define" in cell.metadata.get("tags", []):
-            exec(cell.source, namespace)
+    """Execute the cells tagged "define" of a notebook, named without its ending; return what they define, by name.
+
+    Raises NameError, with the cell and the name, where such a cell uses what none of them defines.
+    """
+    def used(table):
+        top = table.get_type() == "module"
+        return {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global() or top}.union(
+            *map(used, table.get_children()))
+
+    cells = nbformat.read(ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4).cells
+    sources = [cell.source for cell in cells if "define" in cell.metadata.get("tags", [])]
+    tables, namespace = [symtable.symtable(source, notebook, "exec") for source in sources], {"__name__": notebook}
+    defined = {symbol.get_name() for table in tables for symbol in table.get_symbols()
+               if symbol.is_assigned() or symbol.is_imported()}.union(dir(builtins))
+    for source, table in zip(sources, tables):
+        for name in sorted(used(table) - defined):
+            raise NameError(f"notebooks/{notebook}.ipynb: the cell {source.splitlines()[0]!r} is tagged define and "
+                            f"needs {name!r}, which no cell with this tag defines; tag the one that does")
+    for source in sources:
+        exec(source, namespace)
     return namespace
 
 
@@ -430,19 +447,3 @@ def save_figure(figure, name):
         # Without a fixed salt an SVG's identifiers would differ from run to run.
         with plt.rc_context({"svg.hashsalt": name}), atomic_write(OUTPUT / "figures" / (name + suffix)) as temporary:
             figure.savefig(temporary, dpi=200, metadata=metadata)
-
-
-def fill_in(path, marker, text):
-    """Replace what stands between <!-- MARKER --> and <!-- /MARKER --> in a text file, named as seen from ROOT.
-
-    The quick profile fills in a copy in scratch/. Raises ValueError unless the file holds exactly one such pair.
-    """
-    target = OUTPUT / path
-    source = target if target.is_file() and target.stat().st_mtime > (ROOT / path).stat().st_mtime else ROOT / path
-    pattern = f"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)"
-    old = source.read_text(encoding="utf-8")
-    new, found = re.subn(pattern, lambda match: match[1] + text + match[2], old, flags=re.DOTALL)
-    if found != 1:
-        raise ValueError(f"{path} has {found} pairs of <!-- {marker} --> and <!-- /{marker} -->, expected 1")
-    with atomic_write(target) as temporary:
-        temporary.write_text(new, encoding="utf-8")

@@ -8,9 +8,9 @@ import os
 import platform
 import sys
 import time
+from concurrent.futures import as_completed
 from pathlib import Path
 
-import joblib
 import keras
 import numpy as np
 import tensorflow as tf
@@ -100,9 +100,9 @@ def train_cnn(epochs, images):
 
 def sweep_times(workers, seeds, changes):
     """Return the seconds after which each of some short training runs of the CNN was done, in order."""
-    started, tasks = time.perf_counter(), [("three_block_cnn", seed, changes) for seed in seeds]
-    with joblib.parallel_config("threading", n_jobs=workers):
-        return [time.perf_counter() - started for _ in sweep.sweep(tasks)]
+    started, tasks = time.perf_counter(), [sweep.new_task("three_block_cnn", seed, changes) for seed in seeds]
+    with sweep.processes(workers) as submit:
+        return [time.perf_counter() - started for _ in as_completed([submit(task) for task in tasks])]
 
 
 def main():
@@ -110,7 +110,7 @@ def main():
     full = sweep.definitions("three_block_cnn")["SETTINGS"]["epochs"]
     base = utils.load_vgg16()
     result = {"machine": machine(), "peak_gflops": peak_gflops(), "image_size": settings["image_size"],
-              "extraction": []}
+              "settings": {name: sweep.definitions(name)["SETTINGS"] for name in sweep.NOTEBOOKS}, "extraction": []}
     print(f"peak of a float32 matrix product: {result['peak_gflops']:.0f} GFLOPS", flush=True)
     for size in utils.full_or_quick((32, 64, 96, 128), (32, 96)):
         milliseconds, gflops = extraction(base, size, settings)

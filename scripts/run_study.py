@@ -1,10 +1,12 @@
-"""Execute the notebooks in order, in place, and compare the new metrics with those found before.
+"""Execute the notebooks in order, in place, and compare the new accuracies with the committed ones.
 
 `make run` calls this; `python scripts/run_study.py 04` executes only the notebook whose name begins so.
 Each notebook is written only after it has run to its end, and only whole.
-The exit status is 1 where a metric moved by more than its tolerance.
+The exit status is 1 where an accuracy moved by more than its tolerance with the same settings. Where the settings are
+others, old and new are shown with what was changed.
 """
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -14,24 +16,29 @@ from nbclient import NotebookClient
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
+from scripts import experiment
 
 NOTEBOOKS = sorted((utils.ROOT / "notebooks").glob("[0-9]*.ipynb"))
 TOLERANCE = 0.007  # accuracy: 0.7 points, about what another machine's rounding changes
 
 
-def read_metrics():
-    """Return {"NAME SPLIT accuracy": value} over the results of the three networks; empty where there are none."""
-    metrics = {}
-    for name in utils.LABELS:
-        path = utils.OUTPUT / "results" / f"{name}.json"
-        if path.is_file():
-            results = utils.read_json(path)
-            metrics |= {f"{name} {split} accuracy": results[split]["accuracy"] for split in ("validation", "test")}
-    return metrics
+def committed_results():
+    """Return {model: its results} as git has them; as they lie in results/ where there is no git."""
+    found = {name: experiment.committed(f"results/{name}.json") for name in utils.LABELS}
+    if not any(found.values()):
+        print("No git here: the new results are compared with those in results/, which an earlier run may have left.")
+        return current_results()
+    return {name: json.loads(text) for name, text in found.items() if text}
+
+
+def current_results():
+    """Return {model: its results} as they lie in results/."""
+    paths = {name: utils.OUTPUT / "results" / f"{name}.json" for name in utils.LABELS}
+    return {name: utils.read_json(path) for name, path in paths.items() if path.is_file()}
 
 
 def execute(path):
-    """Execute one notebook in its own folder and write it back; a line on the terminal shows the cell."""
+    """Execute one notebook in its own folder and write it back, in the quick profile to scratch/notebooks/."""
     notebook = nbformat.read(path, as_version=4)
     cells = sum(cell.cell_type == "code" for cell in notebook.cells)
     started, done = time.monotonic(), 0
@@ -51,35 +58,40 @@ def execute(path):
                    resources={"metadata": {"path": str(path.parent)}}).execute()
     # The kernel adds its patch version here; without it an unchanged notebook stays an unchanged file.
     notebook.metadata.language_info = {"name": "python"}
-    with utils.atomic_write(path) as temporary:
+    with utils.atomic_write(utils.OUTPUT / "notebooks" / path.name if utils.QUICK else path) as temporary:
         nbformat.write(notebook, temporary)
     print(f"\n{path.stem}: done in {time.monotonic() - started:.0f} s", flush=True)
 
 
 def compare(old, new):
-    """Print a line a metric and return how many are outside the tolerance or gone."""
+    """Print a line an accuracy; return how many are outside the tolerance, or gone, with the settings unchanged."""
     outside = 0
-    print(f"\n{'metric':40} {'old':>8} {'new':>8}   tolerance {TOLERANCE:.4f}")
+    print(f"\n{'accuracy':34} {'old':>8} {'new':>8}   tolerance {TOLERANCE:.4f}")
     for name in sorted(old | new):
         before, after = old.get(name), new.get(name)
-        bad = before is not None and (after is None or abs(after - before) > TOLERANCE)
-        outside += bad
-        print(f"{name:40} {'-' if before is None else f'{before:.4f}':>8} {'-' if after is None else f'{after:.4f}':>8}"
-              f"   {'OUTSIDE' if bad else 'ok'}")
+        changed = ""
+        if before and after and before["settings"] != after["settings"]:
+            changed = utils.differences(after["settings"], before["settings"]) or "another seed"
+        for split in ("validation", "test"):
+            values = [found[split]["accuracy"] if found else None for found in (before, after)]
+            shown = " ".join(f"{'-' if value is None else f'{value:.4f}':>8}" for value in values)
+            bad = before is not None and not changed and (after is None or abs(values[1] - values[0]) > TOLERANCE)
+            outside += bad
+            print(f"{name + ', ' + split:34} {shown}   {changed or ('OUTSIDE' if bad else 'ok')}")
     return outside
 
 
 def main():
-    old, wanted = read_metrics(), tuple(sys.argv[1:] or [""])
+    old, wanted = committed_results(), tuple(sys.argv[1:] or [""])
     chosen = [path for path in NOTEBOOKS if path.name.startswith(wanted)]
     if not chosen:
         sys.exit(f"no notebook begins with {' or '.join(wanted)}; there are {', '.join(p.stem for p in NOTEBOOKS)}")
     for path in chosen:
         execute(path)
-    outside = compare(old, read_metrics())
+    outside = compare(old, current_results())
     if outside:
-        sys.exit(f"{outside} metrics moved by more than {TOLERANCE}: results/ as found are in git; "
-                 "look at what changed before you commit the new ones")
+        sys.exit(f"{outside} accuracies moved by more than {TOLERANCE} from the committed ones, with the same "
+                 "settings; look at what changed before you commit the new ones")
 
 
 if __name__ == "__main__":

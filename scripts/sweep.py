@@ -1,24 +1,32 @@
-"""Train the notebooks' models many times: `make seeds` and `make ladder`.
+"""Train the notebooks' models many times: `make seeds` and `make ladder`; `make experiment` uses it too.
 
     python scripts/sweep.py seeds --seeds 0 1 2 --models three_block_cnn --workers 2
     python scripts/sweep.py ladder --models vgg16_transfer
     python scripts/sweep.py seeds --dask tcp://scheduler:8786
 
-Models and settings are those of the notebooks: the cells tagged "define" are executed here, so that
-each is defined once. The training runs are independent of each other. joblib hands them out: one after
-another, to some processes of this machine (--workers) or to a Dask cluster (--dask). What they found is read here
-as well: load_seeds(), format_ladder().
+Models and settings are those of the notebooks: the cells tagged "define" are executed here, so that each is defined
+once. Settings are read once, when a sweep begins, and handed to each training run. The runs are independent of each
+other: they go on one after another, in some processes of this machine (--workers) or on a Dask cluster (--dask),
+whose workers were started in the folder of a clone. Each result is kept in cache/runs/ as it comes, so that a sweep
+that was stopped goes on where it was. What sweeps found is read here as well: load_seeds(), format_ladder().
 """
 
 import argparse
+import ast
 import contextlib
+import functools
+import hashlib
+import inspect
 import json
+import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from importlib.metadata import version
 from pathlib import Path
 
-import joblib
+import nbformat
 import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
@@ -26,25 +34,97 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
 
 NOTEBOOKS = {"three_block_cnn": "02_three_block_cnn", "vgg16_transfer": "03_vgg16_transfer_learning"}
-FOLDS = 5  # the ladder holds out a fifth of the training set at a time
+FOLDS = 5  # a fold is a fifth of the training set
+LADDER_FOLDS = {"three_block_cnn": [0, 1, 2], "vgg16_transfer": [0, 1, 2, 3, 4]}  # a fold of the CNN takes minutes
 
 
 def definitions(name):
     """Return what the notebook of a model defines, by name."""
-    return utils.definitions(NOTEBOOKS[name])
+    path = utils.ROOT / "notebooks" / f"{NOTEBOOKS[name]}.ipynb"
+    return _definitions(NOTEBOOKS[name], path.stat().st_mtime_ns)
 
 
-def run(name, seed, changes=None, fold=None):
-    """Train one model with one seed, with the notebook's settings or some of them changed.
+@functools.cache
+def _definitions(notebook, changed):
+    return utils.definitions(notebook)
 
-    Without a fold it trains on the training split and is judged on validation and test. With a fold (0 to
-    FOLDS - 1) it trains on four fifths of the 10,000 training images and is judged on the rest; the test set
-    is not read. Returns {"name", "seed", "settings", "seconds", "validation": score} and, without a fold, "test":
-    score, "probability": n_test probabilities of truck, and "watched": the test accuracy after each epoch (without
-    the mirror image), which notebook 05 needs to show what it would mean to choose by it.
+
+def check_settings(settings, possible):
+    """Raise ValueError, naming the setting, its value and what is possible, unless all settings are possible.
+
+    possible: {name: a list of values, or (int, float or list of int, least, most), or a function from settings to
+    either}; what a rule depends on stands before it.
+    """
+    for name in sorted(settings.keys() ^ possible.keys()):
+        raise ValueError(f"SETTINGS {'lacks' if name in possible else 'has an unknown setting,'} {name}; "
+                         f"there are {', '.join(possible)}")
+    for name, rule in possible.items():
+        value, rule = settings[name], rule(settings) if callable(rule) else rule
+        if isinstance(rule, list):
+            fits, expected = value in rule and type(value) is type(rule[0]), f"one of {', '.join(map(repr, rule))}"
+        else:
+            kind, least, most = rule
+            parts = value if kind is list and type(value) is list and value else [value]
+            kinds = {int: (int,), float: (int, float), list: (int,) if parts is value else ()}[kind]
+            fits = all(type(part) in kinds and least <= part <= most for part in parts)
+            expected = {int: "a whole number", float: "a number", list: "a list of whole numbers"}[kind]
+            expected += f" from {least:,} to {most:,}"
+        if not fits:
+            raise ValueError(f"SETTINGS: {name} is {value!r}, expected {expected}")
+
+
+# --- One training run ----------------------------------------------------------------------------
+
+
+def code_sha256(name):
+    """Return a sum over the code that a run of a model goes through, without its comments: what the notebook defines
+    besides SETTINGS and LADDER, run(), and what these use of utils.py."""
+    path = utils.ROOT / "notebooks" / f"{NOTEBOOKS[name]}.ipynb"
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if "define" in cell.metadata.get("tags", [])]
+    parts = [part for source in [*cells, inspect.getsource(run)] for part in ast.parse(source).body
+             if not (isinstance(part, ast.Assign) and getattr(part.targets[0], "id", "") in ("SETTINGS", "LADDER"))]
+    shared = {part.name: part for part in ast.parse((utils.ROOT / "utils.py").read_text(encoding="utf-8")).body
+              if isinstance(part, ast.FunctionDef)}
+    for part in parts:  # which grows
+        used = {getattr(node, "attr", getattr(node, "id", None)) for node in ast.walk(part)}
+        parts += [shared.pop(function) for function in sorted(used & shared.keys())]
+    return hashlib.sha256("\n".join(map(ast.dump, parts)).encode()).hexdigest()
+
+
+def circumstances(name):
+    """Return what the result of a run depends on besides its settings."""
+    return {"profile": utils.PROFILE, "code": code_sha256(name), "data_sha256": utils.SHA256["ship_truck.npz"],
+            "versions": {package: version(package) for package in ("tensorflow", "keras", "numpy")}}
+
+
+def new_task(name, seed, changes=None, fold=None):
+    """Return a training run to be done, as a dict that can go into JSON.
+
+    The settings are the notebook's, some of them changed. Raises ValueError where they are not possible.
     """
     study = definitions(name)
     settings = {**study["SETTINGS"], **(changes or {}), "seed": seed}
+    check_settings(settings, study["POSSIBLE"])
+    return {"model": name, "settings": settings, "fold": fold, **circumstances(name)}
+
+
+def run(task):
+    """Train one model; return its result.
+
+    Without a fold it trains on the training split and is judged on validation and test. With a fold (0 to
+    FOLDS - 1) it trains on four fifths of the 10,000 training images and is judged on the rest; the test set
+    is not read. Returns the task with "seconds", "validation": score and, without a fold, "test": score,
+    "probability": n_test probabilities of truck, and "watched": the test accuracy after each epoch (without the
+    mirror image), which notebook 05 needs to show what it would mean to choose by it. Raises RuntimeError where
+    the task was made under other circumstances than are found here.
+    """
+    name, settings, fold = task["model"], task["settings"], task["fold"]
+    here = circumstances(name)
+    different = [key for key in here if here[key] != task[key]]
+    if different:
+        raise RuntimeError(f"the clone in which this run was started is another one ({', '.join(different)}): "
+                           f"{different[0]} is {here[different[0]]}, expected {task[different[0]]}")
+    study = definitions(name)
     training, validation, test = utils.load_splits()
     parts = [training, validation] if fold is not None else [training, validation, test]
     if name == "vgg16_transfer":  # the head learns from features, which are computed once and cached
@@ -56,7 +136,7 @@ def run(name, seed, changes=None, fold=None):
         parts = [(x[part], y[part]) for part in list(folds)[fold]]
     started = time.perf_counter()
     network, history = study["train"](settings, parts[0], parts[-1])  # the last part is watched, no more
-    result = {"name": name, "seed": seed, "settings": settings, "seconds": time.perf_counter() - started}
+    result = task | {"seconds": time.perf_counter() - started}
     for split, (x, y) in zip(("validation", "test"), parts[1:]):
         probability = study["predict"](network, x, settings).reshape(-1)
         result[split] = utils.score(y, probability)
@@ -65,26 +145,80 @@ def run(name, seed, changes=None, fold=None):
     return result
 
 
-def run_apart(*task):
-    """Call run(*task) in a process of its own; return what it returns.
+def run_apart(task, folder):
+    """Call run(task) in a process of its own, in the clone in a folder (None: the working folder); return its result.
 
     Keras draws seeds from Python's global random generator. In a Dask worker other threads draw from it too,
-    so that only a process of its own gives the same numbers everywhere.
+    so that only a process of its own gives the same numbers everywhere. This function is sent to such workers as it
+    is, so it needs the standard library only.
     """
-    done = subprocess.run([sys.executable, Path(__file__).resolve(), "task", json.dumps(task)],
-                          cwd=utils.ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "scripts/sweep.py", "task", json.dumps(task)], cwd=folder,
+                          capture_output=True, encoding="utf-8",
+                          env={**os.environ, "SHIP_TRUCK_PROFILE": task["profile"]})
     if done.returncode:
         reason = done.stderr.strip() or f"exit status {done.returncode}"  # a killed process says nothing
-        raise RuntimeError(f"{task} failed: {reason.splitlines()[-1]}")
+        raise RuntimeError(f"a run of {task['model']} with {task['settings']} failed in {folder or os.getcwd()}: "
+                           f"{reason.splitlines()[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def sweep(tasks):
-    """Run tasks, tuples of run()'s arguments, wherever joblib's active backend puts them; yield each result
-    in the order of the tasks. Raises ValueError for a task that stands twice."""
-    if len({repr(task) for task in tasks}) < len(tasks):
-        raise ValueError(f"the sweep repeats a task: {tasks}; every seed counts once")
-    return joblib.Parallel(return_as="generator")(joblib.delayed(run_apart)(*task) for task in tasks)
+# --- Many of them --------------------------------------------------------------------------------
+
+
+def kept(task):
+    """Return the path where the result of a task is kept: cache/runs/, under a sum over the task."""
+    key = hashlib.sha256(json.dumps(task, sort_keys=True).encode()).hexdigest()[:20]
+    return utils.CACHE / "runs" / f"{task['model']}_{key}.json"
+
+
+@contextlib.contextmanager
+def processes(workers=1):
+    """Yield a function that takes a task to a process of this machine, some at a time, and returns its future."""
+    with ThreadPoolExecutor(workers) as pool:  # each thread waits for the process that trains
+        yield lambda task: pool.submit(run_apart, task, utils.ROOT)
+
+
+@contextlib.contextmanager
+def cluster(address):
+    """Yield a function that takes a task to a worker of a Dask cluster and returns its future."""
+    import cloudpickle  # needed for a cluster only, as Dask is
+    import dask.distributed
+
+    # A worker's clone may lie elsewhere, so what is sent is the function itself and not where it is found here.
+    cloudpickle.register_pickle_by_value(sys.modules[run_apart.__module__])
+    with dask.distributed.Client(address) as client:
+        executor = client.get_executor(pure=False)
+        yield lambda task: executor.submit(run_apart, task, None)
+
+
+def sweep(tasks, submit=None):
+    """Run tasks where submit() takes them, by default here, one after another; return their results in order.
+
+    Results that are kept are not computed again; each new one is kept as it comes, with a line that says how many
+    are left. Raises ValueError for a task that stands twice.
+    """
+    if submit is None:
+        with processes() as submit:
+            return sweep(tasks, submit)
+    paths = [kept(task) for task in tasks]
+    if len(set(paths)) < len(tasks):
+        raise ValueError("the sweep repeats a task; every seed counts once")
+    missing = [task for task, path in zip(tasks, paths) if not path.is_file()]
+    print(f"{len(missing)} of {len(tasks)} training runs to do; the others are in cache/runs/", flush=True)
+    started, futures = time.monotonic(), {submit(task): task for task in missing}
+    try:
+        for number, future in enumerate(as_completed(futures), 1):
+            task, result = futures[future], future.result()
+            utils.save_json(kept(task), result)
+            left = (len(missing) - number) * (time.monotonic() - started) / number
+            part = f"seed {task['settings']['seed']}" if task["fold"] is None else f"fold {task['fold']}"
+            print(f"{task['model']}, {part}: validation {result['validation']['accuracy']:.2%}, "
+                  f"{result['seconds']:.0f} s; {number} of {len(missing)} runs done"
+                  + (f", about {left / 60:.0f} min left" if number < len(missing) else ""), flush=True)
+    finally:
+        for future in futures:
+            future.cancel()
+    return [utils.read_json(path) for path in paths]
 
 
 def spread(scores):
@@ -94,13 +228,17 @@ def spread(scores):
             "standard_deviation": float(np.std(accuracies, ddof=1)) if len(scores) > 1 else None}
 
 
+def without_seed(settings):
+    """Return settings without the seed, which differs from run to run."""
+    return {key: value for key, value in settings.items() if key != "seed"}
+
+
 def save_seeds(results):
     """Put one model's results into results/seeds.json, and its test probabilities (seeds, n_test) into
     results/seeds.npz; another model's stay as they are."""
-    name, folder = results[0]["name"], utils.OUTPUT / "results"
-    settings = {key: value for key, value in results[0]["settings"].items() if key != "seed"}
-    entry = {"settings": settings, "data_sha256": utils.SHA256["ship_truck.npz"],
-             "seeds": [result["seed"] for result in results]}
+    name, folder = results[0]["model"], utils.OUTPUT / "results"
+    entry = {"settings": without_seed(results[0]["settings"]), "data_sha256": results[0]["data_sha256"],
+             "seeds": [result["settings"]["seed"] for result in results]}
     entry |= {split: spread([result[split] for result in results]) for split in ("validation", "test")}
     entry["watched"] = [result["watched"] for result in results]
     probabilities = {}
@@ -116,36 +254,33 @@ def save_seeds(results):
     return entry
 
 
-def sweep_seeds(names, seeds):
-    """Train the chosen models with each seed; save after every run, so that a sweep cut short keeps what it has."""
-    done = {name: [] for name in names}
-    for result in sweep([(name, seed) for name in names for seed in seeds]):
-        done[result["name"]].append(result)
-        entry = save_seeds(done[result["name"]])
-        print(f"{result['name']}, seed {result['seed']}: test {result['test']['accuracy']:.2%}, mean of "
-              f"{len(entry['seeds'])}: {entry['test']['mean']:.2%}", flush=True)
-
-
-def sweep_ladder(names, folds):
-    """Judge every step of the notebooks' ladders on each fold; save after every step, to results/ladder.json."""
-    path = utils.OUTPUT / "results" / "ladder.json"
+def sweep_seeds(names, seeds, submit=None):
+    """Train the chosen models with each seed; publish a model's summary when all its seeds are there."""
     for name in names:
-        steps, entries, changes = definitions(name)["LADDER"], [], {}
-        tasks = []
+        entry = save_seeds(sweep([new_task(name, seed) for seed in seeds], submit))
+        print(f"{name}: test {entry['test']['mean']:.2%}, mean of {len(seeds)} seeds", flush=True)
+
+
+def sweep_ladder(names, folds=None, submit=None):
+    """Judge every step of the notebooks' ladders on each fold; publish a model's ladder when it is complete."""
+    for name in names:
+        steps, changes, tasks = definitions(name)["LADDER"], {}, []
+        chosen = folds or LADDER_FOLDS[name]
         for _, change in steps:
             changes = {**changes, **change}
-            tasks += [(name, fold, changes, fold) for fold in folds]
-        results = sweep(tasks)
-        for step, change in steps:
-            found = [next(results) for _ in folds]
+            tasks += [new_task(name, fold, changes, fold) for fold in chosen]
+        results, entries = sweep(tasks, submit), []
+        for number, (step, change) in enumerate(steps):
+            found = results[number * len(chosen):(number + 1) * len(chosen)]
             entry = {"step": step, "change": change, "seconds": float(np.mean([result["seconds"] for result in found]))}
             entry |= spread([result["validation"] for result in found])
             if entries:
                 entry["gain"] = spread_of_gain(entries[-1]["accuracy"], entry["accuracy"])
             entries.append(entry)
-            ladder = utils.read_json(path, "make ladder") if path.is_file() else {}
-            utils.save_json(path, ladder | {name: {"folds": list(folds), "steps": entries}})
             print(f"{name}, {step}: {entry['mean']:.2%}, {entry['seconds']:.0f} s", flush=True)
+        path = utils.OUTPUT / "results" / "ladder.json"
+        ladder = utils.read_json(path, "make ladder") if path.is_file() else {}
+        utils.save_json(path, ladder | {name: {"folds": list(chosen), "steps": entries}})
 
 
 def spread_of_gain(before, after):
@@ -155,21 +290,16 @@ def spread_of_gain(before, after):
     return {"mean": float(gains.mean()), "standard_error": error}
 
 
-def check_settings(found, expected, what):
-    """Raise ValueError, naming the settings that differ, unless two dicts of settings agree (the seed aside)."""
-    different = sorted(key for key in (found | expected).keys() - {"seed"} if found.get(key) != expected.get(key))
-    if different:
-        key = different[0]
-        raise ValueError(f"{what} from other settings ({', '.join(different)}): {key} is {found.get(key)}, "
-                         f"expected {expected.get(key)}; make them anew")
+# --- What sweeps wrote ---------------------------------------------------------------------------
 
 
 def load_seeds(folder):
-    """Read the seed sweep in the folder results/: {model: its entry in seeds.json, with "probability" beside}.
+    """Read the seed sweep in the folder results/: {model: its entry in seeds.json, with "probability" and "note"}.
 
-    "probability" is (seeds, n_test), of truck; the standard deviation of a single seed is NaN. Raises
-    FileNotFoundError, or ValueError where settings differ from those of the model's own run, a seed is repeated, or
-    a probability is not a number from 0 to 1.
+    "probability" is (seeds, n_test), of truck; the standard deviation of a single seed is NaN. "note" is empty, or
+    says in brackets how the settings of the seeds differ from those of the model's own run in that folder. Raises
+    FileNotFoundError, or ValueError where a seed is repeated, or the probabilities are of another shape or no numbers
+    from 0 to 1.
     """
     folder = Path(folder)
     seeds, place = utils.read_json(folder / "seeds.json", "make seeds"), utils.relative(folder)
@@ -178,13 +308,15 @@ def load_seeds(folder):
     with np.load(folder / "seeds.npz") as arrays:
         probabilities = dict(arrays)
     for name, entry in seeds.items():
-        settings = utils.load_results(name, folder)["settings"]
-        check_settings(entry["settings"], settings, f"{place}/seeds.json: {name} is")
+        entry["note"] = utils.note(entry["settings"], utils.load_results(name, folder)["settings"])
         if len(set(entry["seeds"])) < len(entry["seeds"]):
             raise ValueError(f"{place}/seeds.json repeats a seed of {name}: {entry['seeds']}; "
                              "every seed counts once, run `make seeds`")
-        entry["probability"] = probabilities[name]
-        if not ((entry["probability"] >= 0) & (entry["probability"] <= 1)).all():
+        entry["probability"] = found = probabilities.get(name, np.empty(0))
+        if found.shape != (len(entry["seeds"]), entry["test"]["n"]):
+            raise ValueError(f"{place}/seeds.npz holds an array {found.shape} for {name}, expected "
+                             f"({len(entry['seeds'])}, {entry['test']['n']}); run `make seeds`")
+        if not ((found >= 0) & (found <= 1)).all():
             raise ValueError(f"{place}/seeds.npz holds values for {name} that are no probabilities; "
                              "the network may have diverged, run `make seeds`")
         for split in ("validation", "test"):
@@ -193,55 +325,66 @@ def load_seeds(folder):
     return seeds
 
 
-def format_ladder(name):
+def format_ladder(name, settings):
     """Return a model's rungs in the committed results/ladder.json as a table in text.
 
     A line has the held-out accuracy, mean ± standard deviation over the folds, and the gain over the line above,
-    mean ± standard error over the folds.
+    mean ± standard error over the folds. A last line says where the settings at hand are none of the rungs'.
     """
     ladder = utils.read_json(utils.ROOT / "results" / "ladder.json", "make ladder")[name]
-    unknown = float("nan")  # one fold alone has no spread
+    unknown, reached, rungs = float("nan"), {}, []  # one fold alone has no spread
     lines = [f"{len(ladder['folds'])} folds, {ladder['steps'][0]['n']:,} held-out images each\n",
              f"{'':58} accuracy         gain (points)"]
     for rung in ladder["steps"]:
+        reached = reached | rung["change"]
+        rungs.append(reached)
         line = f"{rung['step']:58} {rung['mean']:.2%} ± {rung['standard_deviation'] or unknown:.2%}"
         if "gain" in rung:
             line += f"  {100 * rung['gain']['mean']:+.2f} ± {100 * (rung['gain']['standard_error'] or unknown):.2f}"
         lines.append(line)
+    if without_seed(settings) not in rungs:
+        best = max(zip(ladder["steps"], rungs), key=lambda pair: pair[0]["mean"])[1]
+        lines.append("\nThe settings of this notebook are no rung of it; beside the best one: "
+                     f"{utils.differences(settings, best)}.")
     return "\n".join(lines)
 
 
-def backend(arguments):
-    """Return joblib's context for --dask or --workers."""
-    if arguments.dask:
-        import dask.distributed  # needed for a cluster only
+# --- The command line ----------------------------------------------------------------------------
 
-        dask.distributed.Client(arguments.dask)
-        return joblib.parallel_config("dask")
-    # Threads do, because each only waits for the process that trains.
-    return joblib.parallel_config("threading", n_jobs=arguments.workers)
+
+def add_backend_arguments(parser):
+    """Give a parser of arguments those that backend() takes."""
+    parser.add_argument("--workers", type=int, default=1, help="processes on this machine")
+    parser.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster; its workers start in a clone")
+
+
+def backend(arguments):
+    """Return the context that --dask or --workers ask for; it yields a function for sweep()."""
+    return cluster(arguments.dask) if arguments.dask else processes(arguments.workers)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["seeds", "ladder", "task"])
-    parser.add_argument("task", nargs="?", help="for `task`: run()'s arguments as JSON; prints its result as JSON")
+    parser.add_argument("task", nargs="?", help="for `task`: a task as JSON; prints its result as JSON")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--folds", type=int, nargs="+", default=list(range(FOLDS)), choices=range(FOLDS))
+    parser.add_argument("--folds", type=int, nargs="+", choices=range(FOLDS))
     parser.add_argument("--models", nargs="+", choices=NOTEBOOKS, default=list(NOTEBOOKS))
-    parser.add_argument("--workers", type=int, default=1, help="processes on this machine")
-    parser.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster; its workers start in a clone")
+    add_backend_arguments(parser)
     arguments = parser.parse_args()
     if arguments.what == "task":
         with contextlib.redirect_stdout(sys.stderr):
-            result = run(*json.loads(arguments.task))
+            result = run(json.loads(arguments.task))
         print(json.dumps(result))
         return
-    with backend(arguments):
-        if arguments.what == "seeds":
-            sweep_seeds(arguments.models, arguments.seeds)
-        else:
-            sweep_ladder(arguments.models, arguments.folds)
+    try:
+        with backend(arguments) as submit:
+            if arguments.what == "seeds":
+                sweep_seeds(arguments.models, arguments.seeds, submit)
+            else:
+                sweep_ladder(arguments.models, arguments.folds, submit)
+    except (ValueError, RuntimeError) as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

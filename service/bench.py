@@ -24,6 +24,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
+from scripts import figures
 
 APP = Path(__file__).resolve().parent / "app.py"
 SECONDS = 20  # of load, each time
@@ -177,13 +178,12 @@ def table(found):
 
 
 def main():
-    found = measure(sys.argv[1])
+    exported = utils.read_json(utils.ROOT / "results" / "export.json", made_by="make export")
+    found = measure(sys.argv[1]) | {"settings": exported["settings"]}
     utils.save_json(utils.OUTPUT / "results" / "serve.json", found)
     print(table(found))
-    utils.fill_in("service/README.md", "serve", table(found))
-    one, eight = found["one_client_one_core"], found["eight_clients"]
-    speed = f"{one['median_ms']} ms a photo on one core" if one else f"{eight['a_second']} photos a second"
-    utils.fill_in("README.md", "serve", f"Measured: {speed}, {found['rss_mb'][1]} MB of memory.\n")
+    figures.fill_in("service/README.md", "serve", table(found))
+    figures.fill_in_serve()
 
 
 if __name__ == "__main__":

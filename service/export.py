@@ -25,38 +25,46 @@ def whole_model():
 
     "probability" (n, 1), of truck, with the temperature of notebook 06; "strangeness" (n, 1), above 0 for what is
     neither; "places" (n, height, width), how much each place of the feature map speaks for the answer, 0 to 1
-    (Grad-CAM, Selvaraju et al. 2017).
+    (Grad-CAM, Selvaraju et al. 2017). Raises ValueError where temperature or rule were fitted for another head.
     """
-    settings = utils.load_results("vgg16_transfer")["settings"]
+    results = utils.load_results("vgg16_transfer")
+    settings = results["settings"]
     found = utils.read_json(utils.OUTPUT / "results" / "confidence_and_errors.json")
+    rule = utils.read_json(utils.OUTPUT / "results" / "strangers_and_damage.json")
+    for kept, notebook in ((found, "06"), (rule, "07")):
+        if kept["run"]["vgg16_transfer"] != results["run"]:
+            raise ValueError(f"what notebook {notebook} fitted is for another run of notebook 03 than the head in "
+                             f"models/; run notebook {notebook} first")
     temperature = found["calibration"]["vgg16_transfer"]["temperature"]
     head = keras.saving.load_model(utils.OUTPUT / "models" / "vgg16_transfer.keras", compile=False)
     neither = utils.load_model("neither")
     # The head is built anew with the standardisation in its weights, and without dropout: an export could not do with
     # either. Its weights read backwards are the gradient of the logit, which Grad-CAM needs.
-    standardise, hidden, last = (layer for layer in head.layers
-                                 if isinstance(layer, (keras.layers.Normalization, keras.layers.Dense)))
-    kernel = np.asarray(hidden.kernel) / np.sqrt(np.asarray(standardise.variance)).reshape(-1, 1)
-    bias = np.asarray(hidden.bias) - np.asarray(standardise.mean).reshape(-1) @ kernel
-    folded = keras.layers.Dense(len(bias), activation="relu", name="folded")
+    standardise, first, *second = (layer for layer in head.layers
+                                   if isinstance(layer, (keras.layers.Normalization, keras.layers.Dense)))
+    kernel = np.asarray(first.kernel) / np.sqrt(np.asarray(standardise.variance)).reshape(-1, 1)
+    bias = np.asarray(first.bias) - np.asarray(standardise.mean).reshape(-1) @ kernel
+    folded = keras.layers.Dense(len(bias), activation="relu" if second else None, name="folded")
     folded.build((None, len(kernel)))
     folded.set_weights([kernel, bias])
-    backwards = kernel.reshape(settings["grid"] ** 2, -1, len(bias)).mean(axis=0).T * np.asarray(last.kernel)
+    backwards = kernel.reshape(settings["grid"] ** 2, -1, len(bias)).mean(axis=0).T  # (units, channels)
 
     extractor = utils.vgg16_extractor(utils.load_vgg16(), settings["image_size"], settings["layer"], settings["grid"])
     pooling = next(layer for layer in extractor.layers if isinstance(layer, keras.layers.AveragePooling2D))
     trunk = keras.Model(extractor.input, [pooling.input, extractor.output])
     images = keras.Input((32, 32, 3), dtype="uint8", name="image")
     pixels = keras.ops.cast(images, "float32")
-    (maps, features), (_, mirrored) = trunk(pixels), trunk(keras.ops.flip(pixels, axis=2))
-    hidden_units = folded(features)
-    logits = (last(hidden_units) + last(folded(mirrored))) / 2
-    weights = keras.ops.matmul(keras.ops.cast(hidden_units > 0, "float32"), backwards)
-    places = keras.ops.sum(maps * weights[:, None, None, :], axis=-1) * keras.ops.sign(logits)[:, :, None]
+    maps, features = trunk(pixels)
+    views = [features, trunk(keras.ops.flip(pixels, axis=2))[1]] if settings["mirror"] else [features]
+    logits = sum(second[0](folded(view)) if second else folded(view) for view in views) / len(views)
+    if second:  # a hidden unit passes the gradient on where it is above 0
+        backwards = keras.ops.matmul(keras.ops.cast(folded(features) > 0, "float32"),
+                                     backwards * np.asarray(second[0].kernel))
+    places = keras.ops.sum(maps * backwards[:, None, None, :], axis=-1) * keras.ops.sign(logits)[:, :, None]
     places = keras.ops.relu(places)
     return keras.Model(images, {
         "probability": keras.ops.sigmoid(logits / temperature),
-        "strangeness": neither((features + mirrored) / 2),
+        "strangeness": neither(sum(views) / len(views)),
         "places": places / (keras.ops.max(places, axis=(1, 2), keepdims=True) + 1e-9)})
 
 
@@ -131,7 +139,7 @@ def compare():
     models = rule["models"]["vgg16_transfer"]
     own = int((here["strangeness"] > 0).sum())
     return {
-        "settings": results["settings"],
+        "settings": results["settings"], "run": results["run"],
         "largest_difference": {
             "probability": {"value": float(np.abs(here["probability"].ravel() - calibrated).max()), "n": len(x_test)},
             "Grad-CAM": {"value": float(np.abs(here["places"][:len(some)] - cams).max()), "n": len(some)}},

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import threading
 import pytest
 import requests
 from PIL import Image
+from playwright.sync_api import sync_playwright
 from xdist.scheduler import LoadScopeScheduling
 
 import utils
@@ -78,6 +80,29 @@ def output(tmp_path, monkeypatch):
     return tmp_path
 
 
+def git(folder, *command):
+    return subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *command], cwd=folder, check=True,
+                          capture_output=True, text=True).stdout
+
+
+def copy_project(folder, commit=False):
+    """Copy notebooks, scripts, results and README into a folder, with a link to the data; return the folder.
+
+    commit: make it a repository in which all of it is committed.
+    """
+    for name in ("utils.py", "photo.py", "README.md"):
+        folder.mkdir(exist_ok=True)
+        shutil.copy(utils.ROOT / name, folder)
+    for name in ("notebooks", "scripts", "results"):
+        shutil.copytree(utils.ROOT / name, folder / name, ignore=shutil.ignore_patterns("runs*", "__pycache__", ".*"))
+    (folder / "data").symlink_to(utils.ROOT / "data")
+    if commit:
+        shutil.copy(utils.ROOT / ".gitignore", folder)
+        for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "as it was"]):
+            git(folder, *command)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def test_images():
     return utils.load_images(utils.DATA / "ship_truck.npz")[2]
@@ -89,6 +114,22 @@ def stranger_images():
     x, y = utils.load_images(utils.DATA / "other_classes.npz")[2:]
     names = utils.definitions("07_strangers_and_damage")["OTHER_CLASSES"]
     return {name: x[y == label] for label, name in enumerate(names)}
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not CHROMIUM:
+        message = "no Chromium here; on Debian: apt-get install chromium"
+        if os.environ.get("SHIP_TRUCK_BROWSER") == "required":
+            pytest.fail(message)
+        pytest.skip(message)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @contextlib.contextmanager

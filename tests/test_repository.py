@@ -116,14 +116,15 @@ def test_another_clone_with_the_same_environment_runs_its_own_code(tmp_path):
     done = subprocess.run([sys.executable, tmp_path / "scripts" / "run_study.py"], cwd=utils.ROOT.parent,
                           capture_output=True, text=True)
     assert done.returncode == 0 and "01_first: done" in done.stdout, done.stderr
-    assert (tmp_path / "seen").exists() and str(tmp_path) in (tmp_path / "notebooks" / "01_first.ipynb").read_text(encoding="utf-8")
+    written = tmp_path / ("scratch/notebooks" if utils.QUICK else "notebooks") / "01_first.ipynb"
+    assert (tmp_path / "seen").exists() and str(tmp_path) in written.read_text(encoding="utf-8")
 
 
 def test_a_leftover_of_a_killed_run_stops_nothing(output):
     (output / "results").mkdir()
     shutil.copy(RESULTS / "three_block_cnn.json", output / "results")
     (output / "results" / ".unfinished-1-three_block_cnn.json").write_text("{", encoding="utf-8")
-    assert set(run_study.read_metrics()) == {"three_block_cnn test accuracy", "three_block_cnn validation accuracy"}
+    assert set(run_study.current_results()) == {"three_block_cnn"}
 
 
 # --- The environment -----------------------------------------------------------------------------
@@ -196,7 +197,8 @@ def test_a_pin_without_a_wheel_is_named(monkeypatch):
 def imported(paths):
     """Return the packages that some files import, as they are called on the index."""
     modules = {"PIL": "pillow", "sklearn": "scikit-learn", "IPython": "ipython", "xdist": "pytest-xdist"}
-    names = {name for path in paths for name in re.findall(r"^ *(?:import|from) (\w+)", code_of(path), re.MULTILINE)}
+    statement = re.compile(r"^ *(?:import (\w+)|from (\w+)[\w.]* import)", re.MULTILINE)
+    names = {name for path in paths for found in statement.findall(code_of(path)) for name in found if name}
     own = {"utils", "photo", "scripts", "service", "conftest", *(path.stem for path in (utils.ROOT / "tests").glob("*.py"))}
     return {modules.get(name, name) for name in names - sys.stdlib_module_names - own}
 
@@ -204,7 +206,7 @@ def imported(paths):
 def test_every_import_is_a_direct_dependency():
     study, more = {name for name, _ in environment()}, {name for name, _ in groups()}
     scripts, tests = (list((utils.ROOT / folder).glob("*.py")) for folder in ("scripts", "tests"))
-    sweeps = {"dask", "packaging"}  # of the groups cluster and lock, imported only where they are asked for
+    sweeps = {"cloudpickle", "dask", "packaging"}  # of the groups cluster and lock, imported only where asked for
     assert imported([*NOTEBOOKS, utils.ROOT / "utils.py", utils.ROOT / "photo.py", *scripts]) <= study | sweeps
     service = set(re.findall(r"^(\w+)", read("service/requirements.txt"), re.MULTILINE))
     assert imported([utils.ROOT / "service" / "app.py", utils.ROOT / "photo.py"]) <= service
@@ -218,8 +220,8 @@ def test_files_are_read_and_written_as_utf_8(tmp_path):
     """Whatever the system's own encoding is: Python warns of each place that depends on it."""
     shutil.copy(utils.ROOT / "README.md", tmp_path)
     code = ("import utils; utils.OUTPUT = utils.ROOT / 'scratch'; utils.load_results('vgg16_transfer', 'results'); "
-            "from scripts import benchmark, lock, run_study, sweep; sweep.load_seeds('results'); "
-            "sweep.format_ladder('vgg16_transfer'); lock.wanted(); benchmark.machine(); "
+            "from scripts import benchmark, experiment, figures, lock, run_study, sweep; sweep.load_seeds('results'); "
+            "sweep.format_ladder('vgg16_transfer', {}); lock.wanted(); benchmark.machine(); "
             "utils.definitions('07_strangers_and_damage'); import service.app, service.bench, service.export")
     done = subprocess.run([sys.executable, "-X", "warn_default_encoding", "-W", "error::EncodingWarning:utils",
                            "-c", code], cwd=utils.ROOT, capture_output=True, text=True,
@@ -318,7 +320,7 @@ def test_what_was_found_further_is_of_the_committed_models_and_data(name):
                                           ("07_strangers_and_damage", "strangers")])
 def test_the_readme_shows_the_claims_of_the_notebooks(stem, marker):
     path = next(path for path in NOTEBOOKS if path.stem == stem)
-    claims = next(cell for cell in nbformat.read(path, as_version=4).cells if "claims = [" in cell.source)
+    claims = next(cell for cell in nbformat.read(path, as_version=4).cells if cell.source.startswith("print(") and "claims()" in cell.source)
     assert shown(marker) == "".join(f"- {line}\n" for line in claims.outputs[0]["text"].splitlines())
 
 
@@ -346,11 +348,32 @@ def test_links_lead_somewhere():
             assert (path.parent / target).exists(), f"{path.name}: {target}"
 
 
-def test_the_comparison_fails_outside_its_tolerance(capsys):
-    assert run_study.compare({"a": 0.97, "b": 0.5}, {"a": 0.976, "b": 0.5, "new": 1.0}) == 0
-    assert run_study.compare({"a": 0.97}, {"a": 0.962}) == 1
-    assert run_study.compare({"a": 0.97}, {}) == 1
+def results_of(validation, test, **settings):
+    return {"settings": settings, "validation": {"accuracy": validation}, "test": {"accuracy": test}}
+
+
+def test_the_comparison_fails_outside_its_tolerance_where_the_settings_are_the_same(capsys):
+    old = {"a": results_of(0.97, 0.97, epochs=2), "b": results_of(0.5, 0.5)}
+    new = {"a": results_of(0.976, 0.964, epochs=2), "b": results_of(0.5, 0.5), "c": results_of(1, 1)}
+    assert run_study.compare(old, new) == 0
+    assert "OUTSIDE" not in capsys.readouterr().out
+    assert run_study.compare(old, {"a": results_of(0.962, 0.97, epochs=2)}) == 3  # and both of b are gone
     assert "OUTSIDE" in capsys.readouterr().out
+    assert run_study.compare(old, {"a": results_of(0.5, 0.5, epochs=3), "b": results_of(0.5, 0.5)}) == 0
+    assert capsys.readouterr().out.count("epochs 3 (not 2)") == 2
+
+
+def test_a_run_is_compared_with_what_git_has(tmp_path, monkeypatch):
+    """A failing run leaves its results in the working tree; the next one must fail as well."""
+    monkeypatch.setattr(utils, "ROOT", tmp_path)
+    monkeypatch.setattr(utils, "OUTPUT", tmp_path)
+    path = tmp_path / "results" / "three_block_cnn.json"
+    utils.save_json(path, results_of(0.9, 0.9))
+    for command in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "."]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    utils.save_json(path, results_of(0.5, 0.5))
+    for _ in range(2):
+        assert run_study.compare(run_study.committed_results(), run_study.current_results()) == 2
 
 
 def test_a_failing_notebook_is_not_overwritten(tmp_path):

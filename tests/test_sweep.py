@@ -1,95 +1,181 @@
-"""Tests of the sweep: the same numbers wherever it runs. The quick profile keeps them short."""
+"""Tests of the sweep: the same numbers wherever it runs, and nothing computed twice. The quick profile keeps it short."""
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
 
-import joblib
 import numpy as np
 import pytest
-from dask.distributed import Client, LocalCluster
+from conftest import copy_project
 
 import utils
 from scripts import sweep
+from service.bench import free_port
 
 TINY = {"filters": [4, 4, 4], "epochs": 1, "crop_epochs": 0}
-TASKS = [("three_block_cnn", seed, TINY) for seed in (0, 1)]
+
+
+def tiny(seed, fold=None, **changes):
+    return sweep.new_task("three_block_cnn", seed, TINY | changes, fold)
 
 
 @pytest.fixture(scope="module")
 def serial():
-    """What the runs give here, one after the other, in this process."""
-    return [json.loads(json.dumps(sweep.run(*task))) for task in TASKS]
+    """What two runs give here, one after the other, in this process."""
+    return [json.loads(json.dumps(sweep.run(tiny(seed)))) for seed in (0, 1)]
 
 
 def without_time(results):
     return [{key: value for key, value in result.items() if key != "seconds"} for result in results]
 
 
-def test_two_dask_workers_give_the_numbers_of_the_serial_run(serial):
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster):
-        with joblib.parallel_config("dask"):
-            assert without_time(sweep.sweep(TASKS)) == without_time(serial)
+# --- The same numbers everywhere -----------------------------------------------------------------
 
 
-def test_two_processes_at_a_time_do_too(serial):
-    with sweep.backend(argparse.Namespace(dask=None, workers=2)):
-        assert without_time(sweep.sweep(TASKS)) == without_time(serial)
+def test_two_processes_at_a_time_give_the_numbers_of_one(serial, output):
+    with sweep.backend(argparse.Namespace(dask=None, workers=2)) as submit:
+        assert without_time(sweep.sweep([tiny(0), tiny(1)], submit)) == without_time(serial)
 
 
-def test_seeds_differ(serial):
+def test_the_command_line_takes_a_dask_worker_whose_clone_lies_elsewhere(tmp_path):
+    """Client and worker are two copies of the project; the worker's leaves a mark when it trains."""
+    client, worker = (copy_project(tmp_path / name) for name in ("client", "worker"))
+    with open(worker / "scripts" / "sweep.py", "a", encoding="utf-8") as script:
+        script.write(f"\nif __name__ == '__main__':\n    open({str(worker / 'trained')!r}, 'a').write('.')\n")
+    for folder in (client, worker):  # settings as small as the other tests'
+        notebook = folder / "notebooks" / "02_three_block_cnn.ipynb"
+        text = notebook.read_text(encoding="utf-8")
+        changed = text.replace("[32, 64, 128], \\\"mirror", "[4, 4, 4], \\\"mirror")
+        assert changed != text
+        notebook.write_text(changed, encoding="utf-8")
+    address = f"tcp://127.0.0.1:{free_port()}"
+    cluster = [subprocess.Popen([sys.executable, "-m", f"distributed.cli.dask_{what}", *options], cwd=worker,
+                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+               for what, options in (("scheduler", ["--port", address.rpartition(":")[2], "--no-dashboard"]),
+                                     ("worker", [address, "--nthreads", "1", "--no-dashboard"]))]
+    try:
+        done = subprocess.run([sys.executable, client / "scripts" / "sweep.py", "seeds", "--models", "three_block_cnn",
+                               "--seeds", "0", "1", "--dask", address], cwd=tmp_path, capture_output=True, text=True)
+    finally:
+        for process in cluster:
+            process.terminate()
+            process.wait()
+    assert done.returncode == 0, done.stderr[-800:]
+    assert (worker / "trained").read_text(encoding="utf-8") == ".." and "mean of 2 seeds" in done.stdout
+    assert utils.read_json(client / "scratch" / "results" / "seeds.json")["three_block_cnn"]["seeds"] == [0, 1]
+
+
+@pytest.mark.parametrize("key, value", [("code", "0"), ("profile", "full"), ("versions", {"keras": "2.0"})])
+def test_a_clone_in_another_state_refuses_a_run(key, value):
+    with pytest.raises(RuntimeError, match=f"another one \\({key}\\)"):
+        sweep.run(tiny(0) | {key: value})
+
+
+def test_the_code_s_sum_takes_no_notice_of_settings_and_comments(tmp_path, monkeypatch):
+    path = copy_project(tmp_path / "copy") / "notebooks" / "02_three_block_cnn.ipynb"
+    monkeypatch.setattr(utils, "ROOT", tmp_path / "copy")
+    sums = [sweep.code_sha256("three_block_cnn")]
+    for old, new in (("0.004", "0.005"), ("# one device, or", "# a device, or"), ("he_normal", "he_uniform")):
+        text = path.read_text(encoding="utf-8")
+        assert old in text
+        path.write_text(text.replace(old, new), encoding="utf-8")
+        sums.append(sweep.code_sha256("three_block_cnn"))
+    assert sums[0] == sums[1] == sums[2] != sums[3]
+
+
+def test_seeds_differ_and_every_epoch_is_watched(serial):
     assert serial[0]["probability"] != serial[1]["probability"]
-
-
-def test_every_epoch_is_watched(serial):
-    assert all(len(result["watched"]) == TASKS[0][2]["epochs"] for result in serial)
-    assert serial[0]["watched"] != serial[1]["watched"]
-
-
-def test_a_repeated_seed_is_refused():
-    with pytest.raises(ValueError, match="every seed counts once"):
-        sweep.sweep(TASKS + TASKS[:1])
-
-
-def test_a_failing_run_says_what_failed():
-    with pytest.raises(RuntimeError, match=r"three_block_cnn.*epochz"):
-        list(sweep.sweep([("three_block_cnn", 0, {"filters": "epochz"})]))
+    assert all(len(result["watched"]) == TINY["epochs"] for result in serial)
 
 
 def test_a_fold_holds_out_images_and_leaves_the_test_set_alone():
-    result = sweep.run("three_block_cnn", 0, TINY, 1)
+    result = sweep.run(tiny(0, fold=1))
     assert "test" not in result and "probability" not in result
     assert result["validation"]["n"] == 500 / sweep.FOLDS  # the quick profile has 400 + 100 images
 
 
-def test_a_ladder_keeps_every_rung_and_its_gain(monkeypatch, tmp_path):
+# --- Nothing twice, nothing half -------------------------------------------------------------------
+
+
+@pytest.fixture
+def pretended(output, monkeypatch):
+    """Runs that take no time; returns the list of those that were asked for."""
+    asked = []
+
+    def run_apart(task, folder):
+        asked.append(task["settings"]["seed"])
+        if task["settings"]["seed"] == 13:
+            raise RuntimeError("out of luck")
+        score = {"accuracy": 0.9 + task["settings"]["seed"] / 1000, "n": 100}
+        return task | {"seconds": 1.0, "validation": score, "test": score, "probability": [0.5] * 4, "watched": [0.5]}
+
+    monkeypatch.setattr(sweep, "run_apart", run_apart)
+    return asked
+
+
+def test_what_is_there_is_not_computed_again(pretended):
+    first = sweep.sweep([tiny(0), tiny(1)])
+    again = sweep.sweep([tiny(1), tiny(2), tiny(0)])
+    assert pretended == [0, 1, 2] and [again[2], again[0]] == first
+    sweep.sweep([tiny(0, learning_rate=0.1)])
+    assert pretended == [0, 1, 2, 0]
+
+
+def test_a_stopped_sweep_keeps_what_it_has_and_publishes_nothing(pretended, output):
+    sweep.sweep_seeds(["three_block_cnn"], [0, 1])
+    published = (output / "results" / "seeds.json").read_bytes()
+    with pytest.raises(RuntimeError, match="out of luck"):
+        sweep.sweep_seeds(["three_block_cnn"], [0, 1, 2, 13])
+    assert (output / "results" / "seeds.json").read_bytes() == published
+    sweep.sweep_seeds(["three_block_cnn"], [0, 1, 2])
+    assert pretended == [0, 1, 2, 13]
+
+
+def test_a_repeated_seed_is_refused():
+    with pytest.raises(ValueError, match="every seed counts once"):
+        sweep.sweep([tiny(0), tiny(1), tiny(0)])
+
+
+def test_an_impossible_setting_is_refused_before_anything_is_trained(pretended):
+    with pytest.raises(ValueError, match="crop_epochs is 5, expected a whole number from 0 to 1"):
+        sweep.sweep([tiny(0), tiny(0, crop_epochs=5)])
+    assert pretended == []
+
+
+def test_a_failing_run_says_what_failed(output):
+    with pytest.raises(RuntimeError, match=r"run of three_block_cnn.*'epochs': 1.*failed in .*another one \(code\)"):
+        sweep.sweep([tiny(0) | {"code": "0"}])
+
+
+def test_a_ladder_keeps_every_rung_and_its_gain(monkeypatch, output):
     found = {0: [0.5, 0.7], 1: [0.6, 0.6]}  # by fold and rung
-    monkeypatch.setattr(utils, "OUTPUT", tmp_path)
     monkeypatch.setattr(sweep, "definitions", lambda name: {"LADDER": [("a", {"x": 1}), ("b", {"y": 2})]})
-    monkeypatch.setattr(sweep, "sweep", lambda tasks: iter(
-        [{"seconds": 1.0, "validation": {"accuracy": found[fold][len(changes) - 1], "n": 10}}
-         for _, _, changes, fold in tasks]))
+    monkeypatch.setattr(sweep, "new_task", lambda name, seed, changes, fold: (fold, len(changes) - 1))
+    monkeypatch.setattr(sweep, "sweep", lambda tasks, submit: [
+        {"seconds": 1.0, "validation": {"accuracy": found[fold][rung], "n": 10}} for fold, rung in tasks])
     sweep.sweep_ladder(["three_block_cnn"], [0, 1])
-    first, second = json.loads((tmp_path / "results" / "ladder.json").read_text(encoding="utf-8"))["three_block_cnn"]["steps"]
+    first, second = utils.read_json(output / "results" / "ladder.json")["three_block_cnn"]["steps"]
     assert first["mean"] == pytest.approx(0.55) and "gain" not in first
     assert second["gain"]["mean"] == pytest.approx(0.1)
     assert second["gain"]["standard_error"] == pytest.approx(0.1)
 
 
-def test_the_summary_holds_every_seed_and_leaves_other_models_alone(serial, tmp_path, monkeypatch):
-    monkeypatch.setattr(utils, "OUTPUT", tmp_path)
-    sweep.save_seeds([{**result, "name": "vgg16_transfer"} for result in serial])
+def test_the_summary_holds_every_seed_and_leaves_other_models_alone(serial, output):
+    sweep.save_seeds([{**result, "model": "vgg16_transfer"} for result in serial])
     found = sweep.save_seeds(serial)["test"]
     assert found["accuracy"] == [result["test"]["accuracy"] for result in serial]
     assert found["mean"] == pytest.approx(np.mean(found["accuracy"]))
-    summary = json.loads((tmp_path / "results" / "seeds.json").read_text(encoding="utf-8"))
+    summary = utils.read_json(output / "results" / "seeds.json")
     assert list(summary) == ["three_block_cnn", "vgg16_transfer"] and summary["three_block_cnn"]["seeds"] == [0, 1]
-    with np.load(tmp_path / "results" / "seeds.npz") as file:
+    with np.load(output / "results" / "seeds.npz") as file:
         for name in summary:
             assert (file[name] == np.float32([result["probability"] for result in serial])).all()
 
+
+# --- Several devices -------------------------------------------------------------------------------
 
 TWO_DEVICES = """
 import tensorflow as tf
@@ -107,7 +193,8 @@ def head():
     network, _ = study["train"](settings, (x, y), (x, y))
     return study["predict"](network, x, settings)
 def cnn():
-    return sweep.run("three_block_cnn", 0, {"filters": [8, 8, 8], "epochs": 6, "crop_epochs": 0})["validation"]["accuracy"]
+    task = sweep.new_task("three_block_cnn", 0, {"filters": [8, 8, 8], "epochs": 4, "crop_epochs": 0})
+    return sweep.run(task)["validation"]["accuracy"]
 one, one_cnn = head(), cnn()
 mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 utils.strategy = lambda: mirrored
@@ -125,27 +212,55 @@ def test_two_devices_give_the_numbers_of_one():
     assert abs(one_cnn - two_cnn) < 0.1
 
 
+# --- What sweeps wrote ---------------------------------------------------------------------------
+
+
 def test_a_missing_ladder_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(utils, "ROOT", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"ladder\.json is missing; `make ladder`"):
-        sweep.format_ladder("vgg16_transfer")
+        sweep.format_ladder("vgg16_transfer", {})
 
 
-@pytest.mark.parametrize("damage, complaint", [
-    (lambda entry, probability: entry["settings"].update(epochs=99),
-     r"vgg16_transfer is from other settings \(epochs\): epochs is 99, expected 16"),
-    (lambda entry, probability: entry.update(seeds=[0, 1, 1, 3, 4]), "repeats a seed"),
-    (lambda entry, probability: probability.__setitem__((0, 0), np.nan), "no probabilities")])
-def test_bad_seeds_are_refused(tmp_path, damage, complaint):
-    committed = utils.ROOT / "results"
-    for name in sweep.NOTEBOOKS:
-        for suffix in (".json", ".npz"):
-            shutil.copy(committed / (name + suffix), tmp_path)
-    seeds = utils.read_json(committed / "seeds.json")
-    with np.load(committed / "seeds.npz") as file:
-        probabilities = dict(file)
-    damage(seeds["vgg16_transfer"], probabilities["vgg16_transfer"])
-    utils.save_json(tmp_path / "seeds.json", seeds)
-    np.savez(tmp_path / "seeds.npz", **probabilities)
+def test_a_ladder_says_where_the_settings_are_no_rung_of_it():
+    settings = utils.load_results("vgg16_transfer", utils.ROOT / "results")["settings"]
+    assert "no rung" not in sweep.format_ladder("vgg16_transfer", settings)
+    assert "no rung of it; beside the best one: hidden_units 128 (not 256)." in sweep.format_ladder(
+        "vgg16_transfer", settings | {"hidden_units": 128})
+
+
+@pytest.fixture
+def committed_seeds(tmp_path):
+    """A copy of the committed results, and what may be damaged of it: a function of the entry and its probabilities."""
+    for path in (utils.ROOT / "results").glob("[!.]*"):
+        if path.stem in (*sweep.NOTEBOOKS, "seeds"):
+            shutil.copy(path, tmp_path)
+
+    def damage(change):
+        seeds = utils.read_json(tmp_path / "seeds.json")
+        with np.load(tmp_path / "seeds.npz") as file:
+            probabilities = dict(file)
+        change(seeds["vgg16_transfer"], probabilities)
+        utils.save_json(tmp_path / "seeds.json", seeds)
+        np.savez(tmp_path / "seeds.npz", **probabilities)
+
+    return tmp_path, damage
+
+
+@pytest.mark.parametrize("change, complaint", [
+    (lambda entry, arrays: entry.update(seeds=[0, 1, 1, 3, 4]), "repeats a seed"),
+    (lambda entry, arrays: arrays["vgg16_transfer"].__setitem__((0, 0), np.nan), "no probabilities"),
+    (lambda entry, arrays: arrays.update(vgg16_transfer=arrays["vgg16_transfer"][:, :-1]), r"array \(5, 1999\)"),
+    (lambda entry, arrays: arrays.pop("vgg16_transfer"), r"array \(0,\) for vgg16_transfer, expected \(5, 2000\)")])
+def test_damaged_seeds_are_refused(committed_seeds, change, complaint):
+    folder, damage = committed_seeds
+    damage(change)
     with pytest.raises(ValueError, match=complaint):
-        sweep.load_seeds(tmp_path)
+        sweep.load_seeds(folder)
+
+
+def test_seeds_of_other_settings_are_read_and_named(committed_seeds):
+    folder, damage = committed_seeds
+    damage(lambda entry, arrays: entry["settings"].update(epochs=99))
+    seeds = sweep.load_seeds(folder)
+    assert seeds["vgg16_transfer"]["note"] == " [of other settings: epochs 99 (not 16)]"
+    assert seeds["three_block_cnn"]["note"] == ""

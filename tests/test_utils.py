@@ -11,6 +11,7 @@ import pytest
 from test_data import some_images
 
 import utils
+from scripts import figures
 
 
 # --- Writing -------------------------------------------------------------------------------------
@@ -158,8 +159,8 @@ def some_results(**changes):
 def test_results_come_back_as_written(output):
     written = utils.save_results("run", **some_results())
     results = utils.load_results("run")
-    probability = results.pop("probability")
-    assert results == written and results["test"]["accuracy"] == 1 and results["validation"]["accuracy"] == 0.75
+    probability, run = results.pop("probability"), results.pop("run")
+    assert results == written and run and results["test"]["accuracy"] == 1 and results["validation"]["accuracy"] == 0.75
     assert probability["test"].tolist() == [0.25, 0.5, 1] and len(probability["validation"]) == 4
     assert results["data_sha256"] == utils.SHA256["ship_truck.npz"] and results["versions"]["keras"] == keras.__version__
     assert utils.load_results("run", output / "results")["settings"] == {"seed": 0}
@@ -254,16 +255,16 @@ def readme(tmp_path, monkeypatch):
 
 def test_a_quick_run_fills_in_a_copy(readme):
     before = readme.read_bytes()
-    utils.fill_in("README.md", "results", "| new |\n")
-    utils.fill_in("README.md", "b", "- more\n")
+    figures.fill_in("README.md", "results", "| new |\n")
+    figures.fill_in("README.md", "b", "- more\n")
     filled = "Größe\n<!-- results -->\n| new |\n<!-- /results -->\n<!-- b -->\n- more\n<!-- /b -->\n"
     assert (utils.OUTPUT / "README.md").read_text(encoding="utf-8") == filled and readme.read_bytes() == before
 
 
 def test_a_full_run_fills_in_the_file(readme, monkeypatch):
     monkeypatch.setattr(utils, "OUTPUT", utils.ROOT)
-    utils.fill_in("README.md", "results", "| new |\n")
+    figures.fill_in("README.md", "results", "| new |\n")
     assert "| new |" in readme.read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="README.md has 0 pairs of <!-- gone -->"):
-        utils.fill_in("README.md", "gone", "x")
+        figures.fill_in("README.md", "gone", "x")
     assert "| new |" in readme.read_text(encoding="utf-8")

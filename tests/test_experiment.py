@@ -1,0 +1,186 @@
+"""Tests of settings, of the log of training runs, and of experiments by folds."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import utils
+from scripts import experiment, sweep
+
+VGG16 = sweep.definitions("vgg16_transfer")
+CNN = sweep.definitions("three_block_cnn")
+
+
+# --- Settings ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("study, changes, complaint", [
+    (VGG16, {"layer": "block6_pool"}, "layer is 'block6_pool', expected one of 'block1_pool', .*'block5_pool'"),
+    (VGG16, {"grid": 4}, "grid is 4, expected one of 1, 2, 3, 6$"),
+    (VGG16, {"layer": "block5_pool", "grid": 2}, "grid is 2, expected one of 1, 3$"),
+    (VGG16, {"mirror": 1}, "mirror is 1, expected one of True, False"),
+    (VGG16, {"dropout": 1.0}, "dropout is 1.0, expected a number from 0 to 0.99"),
+    (VGG16, {"hidden_units": "256"}, "hidden_units is '256', expected a whole number from 0 to 10,000"),
+    (CNN, {"epochs": -1}, "epochs is -1, expected a whole number from 1"),
+    (CNN, {"epochs": 2.0}, "epochs is 2.0, expected a whole number"),
+    (CNN, {"epochs": True}, "epochs is True, expected a whole number"),
+    (CNN, {"crop_pixels": 40}, "crop_pixels is 40, expected a whole number from 8 to 32"),
+    (CNN, {"crop_epochs": 100}, "crop_epochs is 100, expected a whole number from 0 to 2"),
+    (CNN, {"filters": [32, -1]}, r"filters is \[32, -1\], expected a list of whole numbers"),
+    (CNN, {"filters": 32}, "filters is 32, expected a list"), (CNN, {"filters": []}, r"filters is \[\], expected a list"),
+    (CNN, {"filtres": [32]}, "has an unknown setting, filtres; there are seed, epochs, filters")])
+def test_what_is_not_possible_is_named_with_what_is(study, changes, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        sweep.check_settings(study["SETTINGS"] | changes, study["POSSIBLE"])
+
+
+def test_a_missing_setting_is_named():
+    settings = {key: value for key, value in CNN["SETTINGS"].items() if key != "mirror"}
+    with pytest.raises(ValueError, match="lacks mirror"):
+        sweep.check_settings(settings, CNN["POSSIBLE"])
+
+
+@pytest.mark.parametrize("changes", [{"learning_rate": 1}, {"filters": [16, 32]}, {"crop_epochs": 0, "crop_pixels": 32},
+                                     {"mirror": False, "seed": 7}])
+def test_what_is_possible_is_taken(changes):
+    sweep.check_settings(CNN["SETTINGS"] | changes, CNN["POSSIBLE"])
+
+
+def test_differences_are_told_in_words():
+    assert utils.differences({"a": 1, "b": 2, "seed": 1}, {"a": 1, "b": 2, "seed": 0}) == ""
+    assert utils.differences({"a": 1, "c": [4]}, {"a": 2, "b": 0}) == "a 1 (not 2), c [4] (not None), b None (not 0)"
+    assert utils.note({"a": 1}, {"a": 1}) == "" and utils.note({"a": 1}, {"a": 2}) == " [of other settings: a 1 (not 2)]"
+
+
+# --- The log -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A repository whose committed run has 3 of 4 validation images right; its root."""
+    monkeypatch.setattr(utils, "ROOT", tmp_path)
+    monkeypatch.setattr(utils, "OUTPUT", tmp_path)
+    y = np.array([0, 0, 1, 1], np.uint8)
+    monkeypatch.setattr(utils, "load_splits", lambda: (None, (None, y), None))
+    history = {key: [0.5] for key in utils.HISTORY_KEYS}
+
+    def run(settings, probability):
+        results = utils.save_results("vgg16_transfer", settings=settings, history=history, parameters={}, seconds=2,
+                                     validation=(y, np.array(probability)), test=(y, np.array(probability)))
+        return results, probability
+
+    run({"seed": 0, "epochs": 16, "dropout": 0.5}, [0.1, 0.2, 0.9, 0.3])
+    for command in (["init", "-q"], ["add", "results"],
+                    ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a run"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    return run
+
+
+def test_each_run_is_added_and_shown_beside_the_committed_one(project, tmp_path):
+    for settings, probability in (({"seed": 0, "epochs": 16, "dropout": 0.5}, [0.1, 0.2, 0.9, 0.3]),
+                                  ({"seed": 2, "epochs": 8, "dropout": 0.5}, [0.1, 0.2, 0.9, 0.8])):
+        results, p = project(settings, probability)
+        experiment.log_run("vgg16_transfer", results, p, seconds=1.26)
+    lines = experiment.read_log()
+    assert [line["changes"] for line in lines] == ["", "epochs 8 (not 16)"] and lines[0]["seconds"] == "1.3"
+    assert [line["accuracy"] for line in lines] == ["0.75", "1.0"] and lines[1]["n"] == "4"
+    table = experiment.format_log("vgg16_transfer").splitlines()
+    assert "committed" in table[1] and "75.00% of 4" in table[1]
+    assert "75.00% of 4" in table[2] and "+0" in table[2] and "nothing" in table[2]
+    assert "100.00% of 4" in table[3] and "+1" in table[3] and "epochs 8 (not 16), seed 2" in table[3]
+    assert "has been read 3 times" in table[-1]
+    assert "three_block_cnn" not in experiment.format_log("three_block_cnn")
+
+
+def test_without_git_the_runs_are_shown_all_the_same(project, tmp_path):
+    results, p = project({"seed": 0, "epochs": 16, "dropout": 0.5}, [0.1, 0.2, 0.9, 0.3])
+    shutil.rmtree(tmp_path / ".git")
+    experiment.log_run("vgg16_transfer", results, p, seconds=1)
+    assert "no commit to compare with" in experiment.format_log("vgg16_transfer")
+
+
+def test_a_log_of_another_layout_is_not_overwritten(project, tmp_path):
+    path = tmp_path / "results" / "runs.csv"
+    path.write_text("a,b\n1,2\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="runs.csv has other columns"):
+        experiment.log_run("vgg16_transfer", *project({"seed": 0}, [0.1, 0.2, 0.9, 0.3]), seconds=1)
+    assert path.read_text(encoding="utf-8") == "a,b\n1,2\n"
+
+
+def test_mcnemar_is_exact():
+    """8 of 9 discordant pairs for one side: p = 2 (1 + 9) / 2^9."""
+    y = np.ones(20)
+    one, other = np.r_[np.ones(8), np.zeros(1), np.ones(11)], np.r_[np.zeros(8), np.ones(12)]
+    assert experiment.mcnemar(y, one, other) == (7, pytest.approx(2 * 10 / 2**9))
+    assert experiment.mcnemar(y, one, one) == (0, 1.0)
+
+
+# --- Experiments by folds ------------------------------------------------------------------------
+
+
+def test_changes_are_combined():
+    settings = {"seed": 0, "units": 256, "dropout": 0.5, "filters": [1, 2], "mirror": True, "layer": "block4_pool"}
+    assert experiment.parse_changes("units=64,128 dropout=0.3", settings) == [
+        {"units": 64, "dropout": 0.3}, {"units": 128, "dropout": 0.3}]
+    assert experiment.parse_changes("filters=[4,8],[8,16] mirror=false layer=block3_pool dropout=0", settings) == [
+        {"filters": filters, "mirror": False, "layer": "block3_pool", "dropout": 0} for filters in ([4, 8], [8, 16])]
+
+
+@pytest.mark.parametrize("text, complaint", [
+    ("hidden=3", "'hidden=3' is not of the form name=value or names no setting; there are seed.*hidden_units=256"),
+    ("dropout", "not of the form"), ("seed=3", "names no setting"), ("", "say what to change.*hidden_units=256"),
+    ("hidden_units=0.5", "hidden_units is 0.5, which is float and not int as the present 256; there are"),
+    ("mirror=3", "mirror is 3, which is int and not bool")])
+def test_a_wrong_change_gets_the_settings_with_their_present_values(text, complaint):
+    settings = VGG16["SETTINGS"]
+    with pytest.raises(ValueError, match=complaint.replace("seed.*", ".*")):
+        experiment.parse_changes(text, settings)
+
+
+def test_a_gain_comes_with_its_error_and_the_interval_of_so_few_folds():
+    gain = experiment.judged([0.9, 0.8, 0.7], [0.91, 0.82, 0.73])
+    assert gain["mean"] == pytest.approx(0.02) and gain["standard_error"] == pytest.approx(0.01 / 3**0.5)
+    half = 4.302653 * 0.01 / 3**0.5  # Student's t with two degrees of freedom
+    assert gain["interval95"] == pytest.approx([0.02 - half, 0.02 + half])
+    assert experiment.format_gain(gain) == "+2.00 ± 0.58 (95 % interval -0.48 to +4.48)"
+    assert "one fold" in experiment.format_gain(experiment.judged([0.9], [0.91]))
+
+
+@pytest.fixture
+def pretended(output, monkeypatch):
+    """Training runs of no time: 90 %, a point more for 64 hidden units, and a bit by fold."""
+    def sweep_(tasks, submit):
+        assert all(task["fold"] == task["settings"]["seed"] for task in tasks)  # paired: the same seed on a fold
+        return [task | {"seconds": 2.0, "validation": {"n": 100, "accuracy":
+                0.9 + 0.01 * (task["settings"]["hidden_units"] == 64) * (1 + task["fold"])}} for task in tasks]
+    monkeypatch.setattr(sweep, "sweep", sweep_)
+
+
+def test_an_experiment_is_judged_against_the_notebook_s_settings_on_the_same_folds(pretended, output):
+    entry, = experiment.experiment("vgg16_transfer", [{"hidden_units": 64}], [0, 1])
+    assert entry["base"] == [0.9, 0.9] and entry["accuracy"] == pytest.approx([0.91, 0.92])
+    assert entry["gain"]["mean"] == pytest.approx(0.015) and entry["n"] == 100 and "test" not in json.dumps(entry)
+    experiment.experiment("vgg16_transfer", [{"dropout": 0.3}], [0, 1])
+    experiment.experiment("vgg16_transfer", [{"hidden_units": 64}], [0, 1])  # again: replaces, does not repeat
+    kept = utils.read_json(output / "results" / "experiments.json")["vgg16_transfer"]
+    assert [entry["changes"] for entry in kept] == [{"dropout": 0.3}, {"hidden_units": 64}]
+
+
+def test_the_figure_shows_all_experiments_with_the_same_settings_beside(pretended, output):
+    experiment.experiment("vgg16_transfer", [{"hidden_units": 64}, {"dropout": 0.3}], [0, 1])
+    kept = utils.read_json(output / "results" / "experiments.json")
+    other = kept["vgg16_transfer"][0] | {"base_settings": {"epochs": 1}, "changes": {"of": "another story"}}
+    utils.save_json(output / "results" / "experiments.json", {"vgg16_transfer": [other, *kept["vgg16_transfer"]]})
+    axis, = experiment.plot_experiments("vgg16_transfer").axes
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["dropout 0.3", "hidden_units 64"]
+    assert axis.lines[1].get_xdata().tolist() == [0] and axis.lines[3].get_xdata() == pytest.approx([1.5])
+
+
+def test_the_command_line_refuses_before_it_trains():
+    done = subprocess.run([sys.executable, "scripts/experiment.py", "vgg16_transfer", "hidden_unit=3"], cwd=utils.ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 1 and "hidden_units=256" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
