@@ -97,7 +97,7 @@ def to_thumbnail(photo):
     """Reduce a photo (height, width, 3) uint8 to the (32, 32, 3) uint8 that the models were trained on.
 
     The whole photo is squeezed into the square, whatever its shape, since ships are long and their ends matter;
-    Lanczos reduction averages over all pixels. A 32x32 image stays as it is. Notebook 06 compares the alternatives.
+    Lanczos reduction averages over all pixels. A 32x32 image stays as it is. Notebook 08 compares the alternatives.
     """
     return np.asarray(Image.fromarray(photo).resize((SIZE, SIZE), Image.Resampling.LANCZOS))
 

@@ -27,8 +27,7 @@ from tqdm import tqdm
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # several processes may share a GPU
 IN_NOTEBOOK = hasattr(get_ipython(), "kernel")
 if IN_NOTEBOOK:
-    # TensorFlow's start-up notes would stand in red under the first cell of every notebook. Some of them ignore
-    # the log level, so a kernel's stderr leads nowhere while it is imported (exceptions still show).
+    # TensorFlow's start-up notes would stand in red in every notebook, and some ignore the log level.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     _stderr = os.dup(2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -304,9 +303,11 @@ def load_model(name):
 
 
 def count_parameters(*models):
-    """Return {"trainable": …, "frozen": …} over the weights of all the models together."""
-    trainable = sum(int(np.prod(w.shape)) for model in models for w in model.trainable_weights)
-    return {"trainable": trainable, "frozen": sum(model.count_params() for model in models) - trainable}
+    """Return {"trainable": …, "frozen": …} over the weights of all models; a normalisation's statistics are neither."""
+    def count(weights):
+        return sum(int(np.prod(weight.shape)) for weight in weights if not weight.name.startswith("moving_"))
+    return {"trainable": sum(count(model.trainable_weights) for model in models),
+            "frozen": sum(count(model.non_trainable_weights) for model in models)}
 
 
 # --- Results ---------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from scipy.stats import binomtest, t
+from scipy.stats import binomtest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
@@ -154,26 +154,6 @@ def parse_changes(text, settings):
     return [dict(zip(values, combination)) for combination in itertools.product(*values.values())]
 
 
-def judged(before, after):
-    """Return what paired accuracies say of a change: mean gain, its standard error, 95 % interval by Student's t.
-
-    before, after: accuracies, 0 to 1, of the same folds with the same seeds. Folds share training images, so the
-    interval is a rough one.
-    """
-    gain = sweep.spread_of_gain(before, after)
-    half = t.ppf(0.975, len(before) - 1) * gain["standard_error"] if gain["standard_error"] is not None else None
-    return gain | {"interval95": None if half is None else [gain["mean"] - half, gain["mean"] + half]}
-
-
-def format_gain(gain):
-    """Return a gain in points: "+0.12 ± 0.06 (95 % interval -0.04 to +0.28)"."""
-    if gain["interval95"] is None:
-        return f"{100 * gain['mean']:+.2f} (one fold)"
-    low, high = gain["interval95"]
-    return (f"{100 * gain['mean']:+.2f} ± {100 * gain['standard_error']:.2f} "
-            f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f})")
-
-
 def experiments():
     """Return {model: its entries} of results/experiments.json, {} where there is none yet."""
     path = utils.OUTPUT / "results" / "experiments.json"
@@ -195,7 +175,7 @@ def experiment(name, combinations, folds, submit=None):
         before, after = ([result["validation"]["accuracy"] for result in part] for part in (base, found))
         entries.append({"changes": changes, "folds": list(folds), "n": found[0]["validation"]["n"],
                         "base_settings": sweep.without_seed(settings),
-                        "base": before, "accuracy": after, "gain": judged(before, after),
+                        "base": before, "accuracy": after, "gain": sweep.gain_of(before, after),
                         "seconds": round(float(np.mean([result["seconds"] for result in found])), 1)})
     kept = experiments()
     new = [(entry["changes"], entry["base_settings"], entry["folds"]) for entry in entries]
@@ -248,7 +228,7 @@ def main():
     print(f"\n{len(folds)} folds, {first['n']:,} held-out images each; gain in points over the committed settings, "
           f"which have {np.mean(first['base']):.2%}")
     for entry in entries:
-        print(f"{label(entry['changes'])}: {np.mean(entry['accuracy']):.2%}, {format_gain(entry['gain'])}")
+        print(f"{label(entry['changes'])}: {np.mean(entry['accuracy']):.2%}, {sweep.format_gain(entry['gain'])}")
     utils.set_plot_style()
     utils.save_figure(plot_experiments(arguments.model), f"experiments_{arguments.model}")
 

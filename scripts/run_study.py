@@ -1,7 +1,7 @@
-"""Execute the notebooks in order, in place, and compare the new accuracies with the committed ones.
+"""Execute the notebooks in place, and compare the new accuracies with the committed ones.
 
-`make run` calls this; `python scripts/run_study.py 04` executes only the notebook whose name begins so.
-Each notebook is written only after it has run to its end, and only whole.
+`make run` calls this; `python scripts/run_study.py 04` executes only the notebook whose name begins so. Two notebooks
+run side by side where neither needs the other; each is written only after it has run to its end, and only whole.
 The exit status is 1 where an accuracy moved by more than its tolerance with the same settings. Where the settings are
 others, old and new are shown with what was changed.
 """
@@ -9,6 +9,7 @@ others, old and new are shown with what was changed.
 import json
 import sys
 import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import nbformat
@@ -19,6 +20,9 @@ import utils
 from scripts import experiment
 
 NOTEBOOKS = sorted((utils.ROOT / "notebooks").glob("[0-9]*.ipynb"))
+# What each takes from others. 04, which alone writes to the README, comes after those whose claims it puts there.
+NEEDS = {"04": ("02", "03", "05", "06", "07"), "05": ("02", "03"), "06": ("02", "03"), "07": ("02", "03"),
+         "08": ("03", "06", "07")}
 TOLERANCE = 0.007  # accuracy: 0.7 points, about what another machine's rounding changes
 
 
@@ -47,10 +51,8 @@ def execute(path):
         nonlocal done
         if cell.cell_type == "code":
             done += 1
-            first_line = cell.source.splitlines()[0] if cell.source else ""
-            line = f"{path.stem}: cell {done} of {cells}, {time.monotonic() - started:4.0f} s  {first_line}"
-            print(f"\r{line[:110]:110}" if sys.stdout.isatty() else line[:110], end="" if sys.stdout.isatty() else "\n",
-                  flush=True)
+            line = f"{path.stem}: cell {done} of {cells}, {time.monotonic() - started:4.0f} s  {cell.source[:200]}"
+            print(line.splitlines()[0][:110], flush=True)
 
     NotebookClient(notebook, timeout=None, kernel_name="python3", record_timing=False, on_cell_start=show,
                    coalesce_streams=True,
@@ -60,7 +62,22 @@ def execute(path):
     notebook.metadata.language_info = {"name": "python"}
     with utils.atomic_write(utils.OUTPUT / "notebooks" / path.name if utils.QUICK else path) as temporary:
         nbformat.write(notebook, temporary)
-    print(f"\n{path.stem}: done in {time.monotonic() - started:.0f} s", flush=True)
+    print(f"{path.stem}: done in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def execute_all(paths, at_a_time=2):
+    """Execute notebooks, some at a time, each after those among them that it needs. The first error ends it."""
+    waiting, running, names = list(paths), {}, {path.name[:2] for path in paths}
+    done = set()
+    with ThreadPoolExecutor(at_a_time) as pool:
+        while waiting or running:
+            for path in [path for path in waiting if {*NEEDS.get(path.name[:2], ())} & names <= done]:
+                if len(running) < at_a_time:
+                    running[pool.submit(execute, path)] = path
+                    waiting.remove(path)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                done.add(running.pop(future).name[:2])
+                future.result()
 
 
 def compare(old, new):
@@ -86,8 +103,7 @@ def main():
     chosen = [path for path in NOTEBOOKS if path.name.startswith(wanted)]
     if not chosen:
         sys.exit(f"no notebook begins with {' or '.join(wanted)}; there are {', '.join(p.stem for p in NOTEBOOKS)}")
-    for path in chosen:
-        execute(path)
+    execute_all(chosen)
     outside = compare(old, current_results())
     if outside:
         sys.exit(f"{outside} accuracies moved by more than {TOLERANCE} from the committed ones, with the same "

@@ -28,6 +28,7 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+from scipy.stats import t
 from sklearn.model_selection import StratifiedKFold
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -275,7 +276,7 @@ def sweep_ladder(names, folds=None, submit=None):
             entry = {"step": step, "change": change, "seconds": float(np.mean([result["seconds"] for result in found]))}
             entry |= spread([result["validation"] for result in found])
             if entries:
-                entry["gain"] = spread_of_gain(entries[-1]["accuracy"], entry["accuracy"])
+                entry["gain"] = gain_of(entries[-1]["accuracy"], entry["accuracy"])
             entries.append(entry)
             print(f"{name}, {step}: {entry['mean']:.2%}, {entry['seconds']:.0f} s", flush=True)
         path = utils.OUTPUT / "results" / "ladder.json"
@@ -283,11 +284,27 @@ def sweep_ladder(names, folds=None, submit=None):
         utils.save_json(path, ladder | {name: {"folds": list(chosen), "steps": entries}})
 
 
-def spread_of_gain(before, after):
-    """Return the mean gain, fold by fold, and its standard error (None for one fold)."""
+def gain_of(before, after):
+    """Return what paired accuracies say of a change: {"mean", "standard_error", "interval95"}, 0 to 1.
+
+    before, after: accuracies of the same folds with the same seeds. The interval is Student's for so few folds; it is a
+    rough one, since folds share training images. One fold has neither error nor interval: None.
+    """
     gains = np.subtract(after, before)
-    error = float(gains.std(ddof=1) / len(gains) ** 0.5) if len(gains) > 1 else None
-    return {"mean": float(gains.mean()), "standard_error": error}
+    mean, error = float(gains.mean()), float(gains.std(ddof=1) / len(gains) ** 0.5) if len(gains) > 1 else None
+    half = None if error is None else float(t.ppf(0.975, len(gains) - 1)) * error
+    return {"mean": mean, "standard_error": error,
+            "interval95": None if half is None else [mean - half, mean + half]}
+
+
+def format_gain(gain):
+    """Return a gain in points in a line: "+0.12 ± 0.06 (95 % interval -0.04 to +0.28): no gain shown"."""
+    if gain["interval95"] is None:
+        return f"{100 * gain['mean']:+.2f} (one fold)"
+    low, high = gain["interval95"]
+    verdict = "" if low > 0 else ": a loss" if high < 0 else ": no gain shown"
+    return (f"{100 * gain['mean']:+.2f} ± {100 * gain['standard_error']:.2f} "
+            f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f}){verdict}")
 
 
 # --- What sweeps wrote ---------------------------------------------------------------------------
@@ -328,20 +345,18 @@ def load_seeds(folder):
 def format_ladder(name, settings):
     """Return a model's rungs in the committed results/ladder.json as a table in text.
 
-    A line has the held-out accuracy, mean ± standard deviation over the folds, and the gain over the line above,
-    mean ± standard error over the folds. A last line says where the settings at hand are none of the rungs'.
+    A line has the held-out accuracy, mean over the folds, and the gain over the line above, as format_gain() says it.
+    A last line says where the settings at hand are none of the rungs'.
     """
     ladder = utils.read_json(utils.ROOT / "results" / "ladder.json", "make ladder")[name]
-    unknown, reached, rungs = float("nan"), {}, []  # one fold alone has no spread
-    lines = [f"{len(ladder['folds'])} folds, {ladder['steps'][0]['n']:,} held-out images each\n",
-             f"{'':58} accuracy         gain (points)"]
-    for rung in ladder["steps"]:
+    reached, rungs = {}, []
+    lines = [f"{len(ladder['folds'])} folds, {ladder['steps'][0]['n']:,} held-out images each; gain over the line above, "
+             "in points\n"]
+    for number, rung in enumerate(ladder["steps"]):
         reached = reached | rung["change"]
         rungs.append(reached)
-        line = f"{rung['step']:58} {rung['mean']:.2%} ± {rung['standard_deviation'] or unknown:.2%}"
-        if "gain" in rung:
-            line += f"  {100 * rung['gain']['mean']:+.2f} ± {100 * (rung['gain']['standard_error'] or unknown):.2f}"
-        lines.append(line)
+        gain = gain_of(ladder["steps"][number - 1]["accuracy"], rung["accuracy"]) if number else None
+        lines.append(f"{rung['step']:52} {rung['mean']:.2%}  {format_gain(gain) if number else ''}".rstrip())
     if without_seed(settings) not in rungs:
         best = max(zip(ladder["steps"], rungs), key=lambda pair: pair[0]["mean"])[1]
         lines.append("\nThe settings of this notebook are no rung of it; beside the best one: "

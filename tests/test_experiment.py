@@ -142,12 +142,12 @@ def test_a_wrong_change_gets_the_settings_with_their_present_values(text, compla
 
 
 def test_a_gain_comes_with_its_error_and_the_interval_of_so_few_folds():
-    gain = experiment.judged([0.9, 0.8, 0.7], [0.91, 0.82, 0.73])
+    gain = sweep.gain_of([0.9, 0.8, 0.7], [0.91, 0.82, 0.73])
     assert gain["mean"] == pytest.approx(0.02) and gain["standard_error"] == pytest.approx(0.01 / 3**0.5)
     half = 4.302653 * 0.01 / 3**0.5  # Student's t with two degrees of freedom
     assert gain["interval95"] == pytest.approx([0.02 - half, 0.02 + half])
-    assert experiment.format_gain(gain) == "+2.00 ± 0.58 (95 % interval -0.48 to +4.48)"
-    assert "one fold" in experiment.format_gain(experiment.judged([0.9], [0.91]))
+    assert sweep.format_gain(gain) == "+2.00 ± 0.58 (95 % interval -0.48 to +4.48): no gain shown"
+    assert "one fold" in sweep.format_gain(sweep.gain_of([0.9], [0.91]))
 
 
 @pytest.fixture
