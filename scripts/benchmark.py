@@ -21,6 +21,9 @@ from scripts import sweep
 
 STEPS_2021 = 5 * -(-10_000 // 64)  # 5 epochs of 10,000 images in batches of 64
 LEVEL_2021 = 0.7775  # the test accuracy that the 2021 outputs show
+# What the CNN's settings were before it had Muon.
+BEFORE = {"optimizer": "adamw", "learning_rate": 0.004, "epochs": utils.full_or_quick(72, 2),
+          "crop_epochs": utils.full_or_quick(54, 1), "crop_pixels": 20}
 
 
 def call_times(function, repeats):
@@ -79,15 +82,28 @@ def extraction(base, image_size, settings, n=200):
 def step_2021(jit_compile):
     """Return the median time of a training step of the 2021 recipe (200x200 pixels, batch 64), with or without XLA."""
     network = sweep.definitions("three_block_cnn")["network_2021"](200)
-    network.compile(keras.optimizers.SGD(0.001, momentum=0.9), loss="binary_crossentropy", jit_compile=jit_compile)
+    network.compile(keras.optimizers.SGD(0.001, momentum=0.9), keras.losses.BinaryCrossentropy(from_logits=True),
+                    jit_compile=jit_compile)
     x, y = np.random.default_rng(0).uniform(0, 255, (64, 200, 200, 3)).astype("float32"), np.arange(64) % 2
     return float(np.median(call_times(lambda: network.train_on_batch(x, y), 4)))
 
 
-def train_cnn(epochs, images):
+def step_cnn(optimizer, pixels):
+    """Return the median time of a training step of the three-block CNN with one of its optimisers."""
+    study = sweep.definitions("three_block_cnn")
+    settings, random = study["SETTINGS"] | {"optimizer": optimizer}, np.random.default_rng(0)
+    network = study["three_block_cnn"](settings)
+    network.compile(study["new_optimizer"](settings, 1000), keras.losses.BinaryCrossentropy(from_logits=True),
+                    jit_compile=False)
+    x = random.integers(0, 256, (settings["batch_size"], pixels, pixels, 3), np.uint8)
+    y = random.integers(0, 2, len(x), np.uint8)
+    return float(np.median(call_times(lambda: network.train_on_batch(x, y), utils.full_or_quick(40, 2))))
+
+
+def train_cnn(epochs, images, changes=None):
     """Train the three-block CNN for some epochs on the first so many images; return its time and scores."""
     study, ((x, y), validation, test) = sweep.definitions("three_block_cnn"), utils.load_splits()
-    settings = study["SETTINGS"]
+    settings = study["SETTINGS"] | (changes or {})
     share = settings["crop_epochs"] / settings["epochs"]
     settings = {**settings, "epochs": epochs, "crop_epochs": int(epochs * share)}
     started = time.perf_counter()
@@ -131,6 +147,12 @@ def main():
         result["three_block_cnn"].append(run)
         print(f"CNN, {epochs} epochs of {run['images']:,} images: {run['seconds']:.1f} s, "
               f"test {run['test']['accuracy']:.2%}", flush=True)
+    result["before"] = {"settings": BEFORE, **train_cnn(BEFORE["epochs"], 9000, BEFORE)}
+    print("with the settings of before: {seconds:.1f} s".format(**result["before"]), flush=True)
+    result["step_ms"] = {str(pixels): {optimizer: 1000 * step_cnn(optimizer, pixels) for optimizer in ("adamw", "muon")}
+                         for pixels in (sweep.definitions("three_block_cnn")["SETTINGS"]["crop_pixels"], 32)}
+    print("a step with AdamW / Muon:", ", ".join(f"{pixels} px {found['adamw']:.1f} / {found['muon']:.1f} ms"
+                                                 for pixels, found in result["step_ms"].items()), flush=True)
     reached = [run["seconds"] for run in result["three_block_cnn"] if run["test"]["accuracy"] >= LEVEL_2021]
     for key in ("with_xla", "without_xla"):
         recipe = result["recipe_2021"][key]

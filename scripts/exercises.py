@@ -3,8 +3,9 @@
     python scripts/exercises.py 01 05
 
 Each exercise is a change of a line or two. It is made in a copy of the project, where the notebook then runs to its
-end; what the cell to watch printed before (in the committed notebook) and prints now is kept. The exercises of 02
-and 03 are experiments by folds: `make experiment` tries them and keeps what came out in results/experiments.json.
+end; what the cell to watch printed before (in the notebook as it is) and prints now is kept, and which figures changed.
+The exercises of 02 and 03 are experiments by folds: `make experiment` tries them and keeps what came out in
+results/experiments.json.
 """
 
 import shutil
@@ -20,8 +21,36 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
 from scripts import run_study
 
-# notebook: [(what is changed, {old source: new source}, the first line of the cell to watch)]
-EXERCISES = {}
+# notebook: [(what is changed, {old source: new source}, a text in the cell to watch, None for figures alone)]
+EXERCISES = {
+    "01_data_extraction": [
+        ("the mean colours of 4x4 patches in place of the image's", {
+            "colours = x_train.mean(axis=(1, 2)) / 255":
+            "colours = x_train.reshape(-1, 4, 8, 4, 8, 3).mean(axis=(2, 4)).reshape(-1, 48) / 255"}, "three mean colours"),
+        ("three tenths of the images for validation", {
+            "utils.split_indices(y_train)": "utils.split_indices(y_train, validation_fraction=0.3)"},
+         "three mean colours")],
+    "04_learning_curves": [
+        ("the claims 98 % and 98.5 %", {'{"three_block_cnn": 0.80, "vgg16_transfer": 0.97}':
+                                        '{"three_block_cnn": 0.98, "vgg16_transfer": 0.985}'}, "whole interval above"),
+        ("time on a linear axis", {'axis.set(xscale="log",': 'axis.set(xscale="linear",'}, None)],
+    "05_luck_and_leaks": [
+        ("images drawn anew, but not seeds", {
+            "right[name][random.integers(0, len(right[name]), len(right[name]))]": "right[name]"}, "resampled = ["),
+        ("no shifts when details are compared", {"most=3": "most=0"}, "TWIN = ")],
+    "06_confidence_and_errors": [
+        ("the temperature fitted on the test set", {
+            'fit_temperature(y_validation, results[name]["probability"]["validation"])':
+            "fit_temperature(y_test, probability[name])"}, "right, temperature"),
+        ("a middle of 24x24 pixels", {"middle[8:24, 8:24]": "middle[4:28, 4:28]"}, "middle covered")],
+    "07_strangers_and_damage": [
+        ("C = 1 in the rule", {"LogisticRegression(C=0.001,": "LogisticRegression(C=1,"}, "choice = {"),
+        ("a tenth of the validation images refused", {'np.quantile(found["validation"], 0.98)':
+                                                      'np.quantile(found["validation"], 0.9)'}, 'abstention = {"choice"')],
+    "08_photographs": [
+        ("photographs of 2:1", {'{"wide, 3:2": (32, 21), "tall, 2:3": (21, 32)}':
+                                '{"wide, 2:1": (32, 16), "tall, 1:2": (16, 32)}'}, "def judge("),
+        ("a third of the noise", {"random.normal(0, 30,": "random.normal(0, 10,"}, "REDUCTIONS = ")]}
 
 
 def changed(notebook, replacements):
@@ -34,45 +63,50 @@ def changed(notebook, replacements):
     return notebook
 
 
-def shown(notebook, first_line):
-    """Return the text that the cell with this first line shows."""
-    cell, = (cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.splitlines()[:1] == [first_line])
-    return "".join(output.text for output in cell.outputs if output.output_type == "stream")
+def shown(notebook, text):
+    """Return what the code cell with a text in its source prints. Raises ValueError unless there is one such cell."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code" and text in cell.source]
+    if len(cells) != 1:
+        raise ValueError(f"{text!r} stands in {len(cells)} cells of the notebook, expected one")
+    return "".join(output.text for output in cells[0].outputs if output.output_type == "stream")
 
 
-def attempt(path, replacements, first_line):
-    """Run a changed notebook in a copy of the project; return what the watched cell shows, before and after."""
+def figures_in(folder):
+    return {path.stem: path.read_bytes() for path in (folder / "figures").glob("*.svg")}
+
+
+def attempt(path, replacements, watched):
+    """Run a changed notebook in a copy of the project; return what came out."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        for item in ("notebooks", "scripts", "service", "results", "models", "utils.py", "photo.py", "README.md"):
-            here = utils.ROOT / item
-            shutil.copytree(here, copy / item) if here.is_dir() else shutil.copy(here, copy)
+        for item in ("notebooks", "scripts", "service", "results", "models", "figures"):
+            shutil.copytree(utils.ROOT / item, copy / item)
+        for item in ("utils.py", "photo.py", "README.md"):
+            shutil.copy(utils.ROOT / item, copy)
         for item in ("data", "cache"):
             (utils.ROOT / item).mkdir(exist_ok=True)
             (copy / item).symlink_to(utils.ROOT / item)
-        notebook = nbformat.read(path, as_version=4)
-        before, there = shown(notebook, first_line), copy / "notebooks" / path.name
+        notebook, there = nbformat.read(path, as_version=4), copy / "notebooks" / path.name
+        before, figures = shown(notebook, watched) if watched else "", figures_in(copy)
         nbformat.write(changed(notebook, replacements), there)
         started = time.monotonic()
         subprocess.run([sys.executable, copy / "scripts" / "run_study.py", path.stem], cwd=copy, check=True,
                        stdout=subprocess.DEVNULL)
-        return {"before": before, "after": shown(nbformat.read(there, as_version=4), first_line),
-                "seconds": round(time.monotonic() - started)}
+        after = shown(nbformat.read(there, as_version=4), watched) if watched else ""
+        return {"before": before.splitlines(), "after": after.splitlines(), "seconds": round(time.monotonic() - started),
+                "figures": sorted(name for name, found in figures_in(copy).items() if found != figures.get(name))}
 
 
 def main():
-    wanted = tuple(sys.argv[1:] or [""])
+    kept_in, wanted = utils.OUTPUT / "results" / "exercises.json", tuple(sys.argv[1:] or [""])
     for path in run_study.NOTEBOOKS:
-        if not path.name.startswith(wanted):
-            continue
-        for what, replacements, first_line in EXERCISES.get(path.stem, []):
+        for what, replacements, watched in EXERCISES.get(path.stem, []) if path.name.startswith(wanted) else []:
             print(f"{path.stem}: {what}", flush=True)
-            found = attempt(path, replacements, first_line)
-            print(f"{found['before']}    became, in {found['seconds']} s,\n{found['after']}", flush=True)
-            kept_in = utils.OUTPUT / "results" / "exercises.json"
+            found = attempt(path, replacements, watched)
+            print(*found["before"], f"became, in {found['seconds']} s,", *found["after"], *found["figures"], sep="\n    ",
+                  flush=True)
             kept = utils.read_json(kept_in) if kept_in.is_file() else {}
-            kept[path.stem] = kept.get(path.stem, {}) | {what: found}
-            utils.save_json(kept_in, kept)
+            utils.save_json(kept_in, kept | {path.stem: kept.get(path.stem, {}) | {what: found}})
 
 
 if __name__ == "__main__":

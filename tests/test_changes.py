@@ -11,7 +11,7 @@ from conftest import copy_project, git
 
 import utils
 
-CHANGES = {"02_three_block_cnn": ('[32, 64, 128], "mirror": True', '[8, 16], "mirror": False', "three_block_cnn",
+CHANGES = {"02_three_block_cnn": ('[32, 64, 128], "convolutions": 2', '[8, 16], "convolutions": 1', "three_block_cnn",
                                   "filters [8, 16] (not [32, 64, 128])"),
            "03_vgg16_transfer_learning": ('"hidden_units": 256', '"hidden_units": 0', "vgg16_transfer",
                                           "hidden_units 0 (not 256)")}

@@ -19,9 +19,10 @@ CNN = sweep.definitions("three_block_cnn")
 
 
 @pytest.mark.parametrize("study, changes, complaint", [
-    (VGG16, {"layer": "block6_pool"}, "layer is 'block6_pool', expected one of 'block1_pool', .*'block5_pool'"),
+    (VGG16, {"layer": "block6_pool"}, "layer is 'block6_pool', expected one of 'block1_pool', .*'block5_conv3'"),
     (VGG16, {"grid": 4}, "grid is 4, expected one of 1, 2, 3, 6$"),
     (VGG16, {"layer": "block5_pool", "grid": 2}, "grid is 2, expected one of 1, 3$"),
+    (VGG16, {"layer": "block5_conv3", "grid": 4}, "grid is 4, expected one of 1, 2, 3, 6$"),
     (VGG16, {"mirror": 1}, "mirror is 1, expected one of True, False"),
     (VGG16, {"dropout": 1.0}, "dropout is 1.0, expected a number from 0 to 0.99"),
     (VGG16, {"hidden_units": "256"}, "hidden_units is '256', expected a whole number from 0 to 10,000"),
@@ -32,7 +33,7 @@ CNN = sweep.definitions("three_block_cnn")
     (CNN, {"crop_epochs": 100}, "crop_epochs is 100, expected a whole number from 0 to 2"),
     (CNN, {"filters": [32, -1]}, r"filters is \[32, -1\], expected a list of whole numbers"),
     (CNN, {"filters": 32}, "filters is 32, expected a list"), (CNN, {"filters": []}, r"filters is \[\], expected a list"),
-    (CNN, {"filtres": [32]}, "has an unknown setting, filtres; there are seed, epochs, filters")])
+    (CNN, {"filtres": [32]}, "has an unknown setting, filtres; there are seed, network, filters")])
 def test_what_is_not_possible_is_named_with_what_is(study, changes, complaint):
     with pytest.raises(ValueError, match=complaint):
         sweep.check_settings(study["SETTINGS"] | changes, study["POSSIBLE"])

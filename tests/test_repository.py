@@ -14,7 +14,7 @@ import pytest
 from packaging.markers import default_environment
 
 import utils
-from scripts import lock, run_study, sweep
+from scripts import exercises, experiment, lock, run_study, sweep
 
 NOTEBOOKS = run_study.NOTEBOOKS
 RESULTS = utils.ROOT / "results"
@@ -384,3 +384,32 @@ def test_a_failing_notebook_is_not_overwritten(tmp_path):
     with pytest.raises(Exception, match="ZeroDivisionError"):
         run_study.execute(path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+# --- The exercises ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_notebook_proposes_changes_that_were_tried(path):
+    """What came out of them is kept, for the notebooks as they are now; those of 02 and 03 are experiments."""
+    closing = nbformat.read(path, as_version=4).cells[-1].source
+    assert "## Try it" in closing
+    names = {notebook: name for name, notebook in sweep.NOTEBOOKS.items()}
+    if path.stem in names:
+        name = names[path.stem]
+        kept = utils.read_json(RESULTS / "experiments.json")[name]
+        settings = sweep.without_seed(utils.load_results(name, RESULTS)["settings"])
+        there = [entry["changes"] for entry in kept if entry["base_settings"] == settings]
+        proposed = re.findall(rf'make experiment MODEL={name} SET="([^"]+)"', closing)
+        assert len(proposed) >= 2
+        assert all(changes in there for text in proposed for changes in experiment.parse_changes(text, settings))
+        return
+    notebook, kept = nbformat.read(path, as_version=4), utils.read_json(RESULTS / "exercises.json")[path.stem]
+    assert len(exercises.EXERCISES[path.stem]) >= 2
+    for what, replacements, watched in exercises.EXERCISES[path.stem]:
+        found = kept[what]
+        if watched:
+            assert found["before"] == exercises.shown(notebook, watched).splitlines() != found["after"]
+        else:
+            assert found["figures"]
+        exercises.changed(notebook, replacements)

@@ -48,7 +48,7 @@ def test_the_command_line_takes_a_dask_worker_whose_clone_lies_elsewhere(tmp_pat
     for folder in (client, worker):  # settings as small as the other tests'
         notebook = folder / "notebooks" / "02_three_block_cnn.ipynb"
         text = notebook.read_text(encoding="utf-8")
-        changed = text.replace("[32, 64, 128], \\\"mirror", "[4, 4, 4], \\\"mirror")
+        changed = text.replace('\\"filters\\": [32, 64, 128], \\"conv', '\\"filters\\": [4, 4, 4], \\"conv')
         assert changed != text
         notebook.write_text(changed, encoding="utf-8")
     address = f"tcp://127.0.0.1:{free_port()}"
