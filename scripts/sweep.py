@@ -358,9 +358,8 @@ def format_ladder(name, settings):
         gain = gain_of(ladder["steps"][number - 1]["accuracy"], rung["accuracy"]) if number else None
         lines.append(f"{rung['step']:52} {rung['mean']:.2%}  {format_gain(gain) if number else ''}".rstrip())
     if without_seed(settings) not in rungs:
-        best = max(zip(ladder["steps"], rungs), key=lambda pair: pair[0]["mean"])[1]
-        lines.append("\nThe settings of this notebook are no rung of it; beside the best one: "
-                     f"{utils.differences(settings, best)}.")
+        lines.append("\nThe settings of this notebook are no rung of it; beside the last one: "
+                     f"{utils.differences(settings, reached)}.")
     return "\n".join(lines)
 
 

@@ -224,7 +224,7 @@ def test_a_missing_ladder_says_how_to_get_it(tmp_path, monkeypatch):
 def test_a_ladder_says_where_the_settings_are_no_rung_of_it():
     settings = utils.load_results("vgg16_transfer", utils.ROOT / "results")["settings"]
     assert "no rung" not in sweep.format_ladder("vgg16_transfer", settings)
-    assert "no rung of it; beside the best one: hidden_units 128 (not 256)." in sweep.format_ladder(
+    assert "no rung of it; beside the last one: hidden_units 128 (not 256)." in sweep.format_ladder(
         "vgg16_transfer", settings | {"hidden_units": 128})
 
 
