@@ -64,7 +64,7 @@ bench-serve: .venv/ready-bench .venv-serve/ready
 
 # The property-based test of the service, at length.
 fuzz: .venv/ready-test
-	SHIP_TRUCK_FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/test_app.py -k damaged_photos
+	SHIP_TRUCK_FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/test_service.py -k damaged_photos
 
 lock: .venv/ready-lock
 	$(BIN)/python scripts/lock.py $(UPGRADE)

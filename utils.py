@@ -313,7 +313,7 @@ def count_parameters(*models):
 # --- Results ---------------------------------------------------------------------------------
 
 HISTORY_KEYS = ("loss", "accuracy", "val_loss", "val_accuracy")
-RESULT_KEYS = ("settings", "data_sha256", "versions", "history", "validation", "test", "parameters")
+RESULT_KEYS = ("settings", "run", "data_sha256", "versions", "history", "validation", "test", "parameters")
 
 
 def save_json(path, value):
@@ -335,26 +335,25 @@ def read_json(path, made_by="make run"):
 def save_results(name, *, settings, history, parameters, seconds, validation, test):
     """Write results/NAME.json: what was run, on which data, with which versions, and what came out; return it.
 
-    validation, test: (labels (n,), probabilities of truck (n,) or (n, 1)); the probabilities go to NAME.npz.
-    seconds: of training; they go to timing.json, because no two runs agree on them.
+    validation, test: (labels (n,), probabilities of truck (n,) or (n, 1)); the probabilities go to NAME.npz, and a mark
+    of them, "run", into the JSON. seconds: of training; in a file of its own, because no two runs agree on them.
     """
-    results = {
-        "settings": settings, "data_sha256": SHA256["ship_truck.npz"],
-        "versions": {"python": platform.python_version()}
-        | {package: version(package) for package in ("tensorflow", "keras", "numpy", "scikit-learn")},
-        "history": {key: history[key] for key in HISTORY_KEYS},
-        "validation": score(*validation), "test": score(*test), "parameters": parameters}
     folder = OUTPUT / "results"
-    save_json(folder / f"{name}.json", results)
-    with atomic_write(folder / f"{name}.npz") as temporary:
-        np.savez(temporary, validation=np.ravel(validation[1]), test=np.ravel(test[1]))
-    timing = read_json(folder / "timing.json") if (folder / "timing.json").is_file() else {}
-    save_json(folder / "timing.json", timing | {name: round(seconds, 1)})
+    with atomic_write(folder / f"{name}.npz") as arrays:  # which replaces the old one after the JSON is written
+        np.savez(arrays, validation=np.ravel(validation[1]), test=np.ravel(test[1]))
+        results = {
+            "settings": settings, "run": hashlib.sha256(arrays.read_bytes()).hexdigest()[:16],
+            "data_sha256": SHA256["ship_truck.npz"], "versions": {"python": platform.python_version()}
+            | {package: version(package) for package in ("tensorflow", "keras", "numpy", "scikit-learn")},
+            "history": {key: history[key] for key in HISTORY_KEYS},
+            "validation": score(*validation), "test": score(*test), "parameters": parameters}
+        save_json(folder / f"{name}.json", results)
+    save_json(folder / f"{name}_seconds.json", round(seconds, 1))
     return results
 
 
 def load_results(name, folder=None):
-    """Read what save_results() wrote, with "probability": {"validation": (n,), "test": (n,)} and a mark, "run".
+    """Read what save_results() wrote, with "probability": {"validation": (n,), "test": (n,)} and "seconds".
 
     Raises FileNotFoundError, or ValueError where a file is of an older layout or the two don't belong together.
     """
@@ -364,12 +363,11 @@ def load_results(name, folder=None):
     if missing or not arrays.is_file():
         raise ValueError(f"{relative(path)} is incomplete, without {', '.join(missing) or relative(arrays)}; "
                          "`make run` makes it anew")
+    if hashlib.sha256(arrays.read_bytes()).hexdigest()[:16] != results["run"]:
+        raise ValueError(f"{relative(arrays)} doesn't belong to {relative(path)}; `make run` makes both anew")
     with np.load(arrays) as file:
         results["probability"] = {split: file[split] for split in ("validation", "test")}
-    results["run"] = hashlib.sha256(arrays.read_bytes()).hexdigest()[:16]  # tells apart runs with the same settings
-    if any(len(found) != results[split]["n"] for split, found in results["probability"].items()):
-        raise ValueError(f"{relative(arrays)} doesn't belong to {relative(path)}; `make run` makes both anew")
-    return results
+    return results | {"seconds": read_json(path.with_name(f"{name}_seconds.json"))}
 
 
 def differences(settings, others):

@@ -22,7 +22,7 @@ from scripts import sweep
 STEPS_2021 = 5 * -(-10_000 // 64)  # 5 epochs of 10,000 images in batches of 64
 LEVEL_2021 = 0.7775  # the test accuracy that the 2021 outputs show
 # What the CNN's settings were before it had Muon.
-BEFORE = {"optimizer": "adamw", "learning_rate": 0.004, "epochs": utils.full_or_quick(72, 2),
+BEFORE = {"network": "three-block", "optimizer": "adamw", "learning_rate": 0.004, "epochs": utils.full_or_quick(72, 2),
           "crop_epochs": utils.full_or_quick(54, 1), "crop_pixels": 20}
 
 
@@ -118,7 +118,11 @@ def sweep_times(workers, seeds, changes):
     """Return the seconds after which each of some short training runs of the CNN was done, in order."""
     started, tasks = time.perf_counter(), [sweep.new_task("three_block_cnn", seed, changes) for seed in seeds]
     with sweep.processes(workers) as submit:
-        return [time.perf_counter() - started for _ in as_completed([submit(task) for task in tasks])]
+        times = []
+        for future in as_completed([submit(task) for task in tasks]):
+            future.result()  # raises where a run failed
+            times.append(time.perf_counter() - started)
+        return times
 
 
 def main():

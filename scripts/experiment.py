@@ -33,13 +33,13 @@ from scripts import sweep
 def committed(path):
     """Return the bytes of a file as the last commit has it, None where there is none, or no git."""
     try:
-        done = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=utils.ROOT, capture_output=True)
+        done = subprocess.run(["git", "show", f"HEAD:./{path}"], cwd=utils.ROOT, capture_output=True)
     except OSError:
         return None
     return done.stdout if done.returncode == 0 else None
 
 
-COLUMNS = ("when", "model", "changes", "seed", "accuracy", "n", "seconds", "machine")
+COLUMNS = ("when", "model", "changes", "seed", "accuracy", "n", "seconds", "machine", "settings")
 
 
 def committed_run(name):
@@ -66,7 +66,7 @@ def read_log():
     if not path.is_file():
         return []
     with open(path, encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
+        lines = [line for line in csv.DictReader(file) if line.get("when") != "when"]  # two may have begun it
     if any(set(line) != set(COLUMNS) for line in lines):
         raise ValueError(f"{utils.relative(path)} has other columns than {', '.join(COLUMNS)}; move it out of the way")
     return lines
@@ -78,20 +78,20 @@ def log_run(name, results, probability, seconds):
     results: as save_results() returns them; probability: (n, 1) or (n,), of truck.
     """
     when = datetime.datetime.now().isoformat(timespec="milliseconds")
-    run = committed_run(name)
-    validation, settings = results["validation"], results["settings"]
+    run, validation, settings = committed_run(name), results["validation"], results["settings"]
     machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}"
     changes = "no commit to compare with" if run is None else utils.differences(settings, run["settings"])
-    lines = [*read_log(), dict(zip(COLUMNS, (when, name, changes, settings["seed"], validation["accuracy"],
-                                             validation["n"], round(seconds, 1), machine)))]
     folder = utils.OUTPUT / "results"
     with utils.atomic_write(folder / "runs" / f"{name}_{when.replace(':', '')}.npy") as temporary:
         np.save(temporary, np.ravel(probability))
-    with utils.atomic_write(folder / "runs.csv") as temporary:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(lines)
+    line = io.StringIO(newline="")
+    writer = csv.writer(line)
+    if not read_log():
+        writer.writerow(COLUMNS)
+    writer.writerow((when, name, changes, settings["seed"], validation["accuracy"], validation["n"], round(seconds, 1),
+                     machine, json.dumps(settings)))
+    with open(folder / "runs.csv", "a", encoding="utf-8", newline="") as file:
+        file.write(line.getvalue())  # at once: the other notebook may write as well
 
 
 def mcnemar(y, probability, other):
@@ -114,7 +114,7 @@ def format_log(name, last=8):
         if run and path.is_file() and len(run["probability"]) == len(y) == int(line["n"]):
             difference, p = mcnemar(y, np.load(path), run["probability"])
             images, p = f"{difference:+d}", f"{p:.2g}"
-        changed = line["changes"] or "nothing"
+        changed = (utils.differences(json.loads(line["settings"]), run["settings"]) or "nothing") if run else line["changes"]
         rows.append((line["when"][:19].replace("T", " "), f"{float(line['accuracy']):.2%} of {int(line['n']):,}", images, p,
                      line["seconds"], changed + (f", seed {line['seed']}" if line["seed"] != "0" else "")))
     widths = [max(map(len, column)) for column in zip(*rows)]
@@ -127,11 +127,11 @@ def format_log(name, last=8):
 # --- By folds ------------------------------------------------------------------------------------
 
 
-def parse_changes(text, settings):
+def parse_changes(text, settings, possible):
     """Turn "a=1,2 b=0.5" into the combinations [{"a": 1, "b": 0.5}, {"a": 2, "b": 0.5}].
 
-    Raises ValueError, listing all settings with their present values, for a name that is none of them, or for a
-    value that is not of the kind of the present one.
+    settings: the present ones; possible: the notebook's POSSIBLE. Raises ValueError, listing all settings with their
+    present values, for a name that is none of them or stands twice, and for a combination that is not possible.
     """
     there = "there are " + ", ".join(f"{name}={value}" for name, value in settings.items() if name != "seed")
     values = {}
@@ -139,19 +139,24 @@ def parse_changes(text, settings):
         name, _, listed = part.partition("=")
         if name not in settings or name == "seed" or not listed:
             raise ValueError(f"{part!r} is not of the form name=value or names no setting; {there}")
+        if name in values:
+            raise ValueError(f"{name} stands twice; write {name}=value,value; {there}")
         try:
             found = ast.literal_eval(f"[{listed}]")
         except (ValueError, SyntaxError):
             found = [{"true": True, "false": False}.get(word.lower(), word) for word in listed.split(",")]
-        present = settings[name]
-        for value in found:
-            if type(value) is not type(present) and not (type(present) is float and type(value) is int):
-                raise ValueError(f"{name} is {value!r}, which is {type(value).__name__} and not "
-                                 f"{type(present).__name__} as the present {present!r}; {there}")
-        values[name] = found
+        if isinstance(settings[name], str):
+            found = listed.split(",")
+        values[name] = list(dict.fromkeys(found)) if not isinstance(settings[name], list) else found
     if not values:
         raise ValueError(f'say what to change, as in SET="name=value,value name=value"; {there}')
-    return [dict(zip(values, combination)) for combination in itertools.product(*values.values())]
+    combinations = [dict(zip(values, combination)) for combination in itertools.product(*values.values())]
+    for changes in combinations:
+        try:
+            sweep.check_settings(settings | changes, possible)
+        except ValueError as error:
+            raise ValueError(f"{error}; {there}") from None
+    return [changes for changes in combinations if settings | changes != settings]
 
 
 def experiments():
@@ -195,6 +200,7 @@ def plot_experiments(name):
     entries = experiments()[name]
     base = entries[-1]["base_settings"]  # what was compared with other settings is another story
     entries = sorted((entry for entry in entries if entry["base_settings"] == base), key=lambda e: e["gain"]["mean"])
+    note = utils.note(base, sweep.without_seed(committed_settings(name))).replace(" [", "\n[")
     figure, axis = plt.subplots(figsize=(9, 1.4 + 0.45 * len(entries)))
     for row, entry in enumerate(entries):
         gain = entry["gain"]
@@ -206,7 +212,7 @@ def plot_experiments(name):
     axis.axvline(0, color="black", linewidth=1)
     axis.set(yticks=range(len(entries)), yticklabels=[label(entry["changes"]) for entry in entries],
              ylim=(-0.6, len(entries) - 0.4), xlabel="gain over the committed settings (points); 95 % interval",
-             title=f"{utils.LABELS[name]}: what changes of settings are worth")
+             title=f"{utils.LABELS[name]}: what changes of settings are worth{note}")
     return figure
 
 
@@ -218,11 +224,17 @@ def main():
     sweep.add_backend_arguments(parser)
     arguments = parser.parse_args()
     try:
-        combinations = parse_changes(arguments.changes, committed_settings(arguments.model))
+        settings, possible = committed_settings(arguments.model), sweep.definitions(arguments.model)["POSSIBLE"]
+        combinations = parse_changes(arguments.changes, settings, possible)
+        if not combinations:
+            sys.exit("these are the committed settings; there is nothing to compare with them")
+        committed = committed_run(arguments.model)
+        if committed and (other := utils.differences(settings, committed["settings"])) and not utils.QUICK:
+            print(f"The committed run has other settings than the notebook knows; taken from the notebook: {other}")
         folds = arguments.folds or sweep.LADDER_FOLDS[arguments.model]
         with sweep.backend(arguments) as submit:
             entries = experiment(arguments.model, combinations, folds, submit)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         sys.exit(str(error))
     first = entries[0]
     print(f"\n{len(folds)} folds, {first['n']:,} held-out images each; gain in points over the committed settings, "

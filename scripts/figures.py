@@ -32,6 +32,16 @@ def fill_in(path, marker, text):
         temporary.write_text(new, encoding="utf-8")
 
 
+def whose(kept, name, folder=utils.ROOT / "results"):
+    """Return what to put behind numbers of a model that a notebook kept: "" if they are of its run in a folder.
+
+    kept: a dict with "settings" and "run" by model, as notebooks 05 to 07 write it.
+    """
+    results = utils.load_results(name, folder)
+    another = " [of another run]" if kept["run"][name] != results["run"] else ""
+    return utils.note(kept["settings"][name], results["settings"]) or another
+
+
 def fill_in_claims():
     """Put what the notebooks 05 to 07 claim into the README: the results of their last run, and of which settings."""
     for marker, notebook in CLAIMS.items():

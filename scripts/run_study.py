@@ -7,9 +7,10 @@ others, old and new are shown with what was changed.
 """
 
 import json
+import re
+import subprocess
 import sys
 import time
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import nbformat
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
 from scripts import experiment
 
-NOTEBOOKS = sorted((utils.ROOT / "notebooks").glob("[0-9]*.ipynb"))
+NOTEBOOKS = sorted(path for path in (utils.ROOT / "notebooks").glob("*.ipynb") if re.fullmatch(r"\d\d_\w+", path.stem))
 # What each takes from others, in the order in which they are started: first what most has to wait for. 04, which alone
 # writes to the README, comes after those whose claims it puts there.
 NEEDS = {"03": (), "02": (), "07": ("02", "03"), "06": ("02", "03"), "05": ("02", "03"), "08": ("03", "06", "07"),
@@ -66,19 +67,36 @@ def execute(path):
     print(f"{path.stem}: done in {time.monotonic() - started:.0f} s", flush=True)
 
 
+def start(path):
+    """Begin to execute a notebook in a process of its own; return the process."""
+    return subprocess.Popen([sys.executable, __file__, "--execute", path])
+
+
 def execute_all(paths, at_a_time=2):
-    """Execute notebooks, some at a time, each after those among them that it needs. The first error ends it."""
+    """Execute notebooks, some at a time, each after those among them that it needs.
+
+    The first that fails ends the others, as Ctrl-C does; then SystemExit names it.
+    """
     order, names = [*NEEDS, *(path.name[:2] for path in paths)], {path.name[:2] for path in paths}
     waiting, running, done = sorted(paths, key=lambda path: order.index(path.name[:2])), {}, set()
-    with ThreadPoolExecutor(at_a_time) as pool:
+    try:
         while waiting or running:
             ready = [path for path in waiting if set(NEEDS.get(path.name[:2], NEEDS)) & names <= done]
             for path in ready[:at_a_time - len(running)]:
-                running[pool.submit(execute, path)] = path
+                running[path] = start(path)
                 waiting.remove(path)
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                done.add(running.pop(future).name[:2])
-                future.result()
+            ended = [path for path, process in running.items() if process.poll() is not None]
+            for path in ended:
+                done.add(path.name[:2])
+                if running.pop(path).returncode:
+                    sys.exit(f"{path.stem} failed; its error stands above, and the notebook is as it was")
+            if not ended:
+                time.sleep(0.1)
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
 
 
 def compare(old, new):
@@ -100,6 +118,9 @@ def compare(old, new):
 
 
 def main():
+    if sys.argv[1:2] == ["--execute"]:
+        execute(Path(sys.argv[2]))
+        return
     old, wanted = committed_results(), tuple(sys.argv[1:] or [""])
     chosen = [path for path in NOTEBOOKS if path.name.startswith(wanted)]
     if not chosen:

@@ -172,6 +172,14 @@ def kept(task):
     return utils.CACHE / "runs" / f"{task['model']}_{key}.json"
 
 
+def read_kept(path):
+    """Return a result that is kept. Raises ValueError where the file is damaged."""
+    try:
+        return utils.read_json(path)
+    except ValueError:
+        raise ValueError(f"{utils.relative(path)} is damaged; delete it and start again") from None
+
+
 @contextlib.contextmanager
 def processes(workers=1):
     """Yield a function that takes a task to a process of this machine, some at a time, and returns its future."""
@@ -206,9 +214,16 @@ def sweep(tasks, submit=None):
         raise ValueError("the sweep repeats a task; every seed counts once")
     missing = [task for task, path in zip(tasks, paths) if not path.is_file()]
     print(f"{len(missing)} of {len(tasks)} training runs to do; the others are in cache/runs/", flush=True)
-    started, futures = time.monotonic(), {submit(task): task for task in missing}
+    started, futures, errors = time.monotonic(), {submit(task): task for task in missing}, []
     try:
         for number, future in enumerate(as_completed(futures), 1):
+            if future.cancelled():
+                continue
+            if error := future.exception():
+                errors.append(error)
+                for other in futures:
+                    other.cancel()  # those that have begun go on, and are kept
+                continue
             task, result = futures[future], future.result()
             utils.save_json(kept(task), result)
             left = (len(missing) - number) * (time.monotonic() - started) / number
@@ -219,7 +234,9 @@ def sweep(tasks, submit=None):
     finally:
         for future in futures:
             future.cancel()
-    return [utils.read_json(path) for path in paths]
+    if errors:
+        raise errors[0]
+    return [read_kept(path) for path in paths]
 
 
 def spread(scores):
@@ -313,10 +330,9 @@ def format_gain(gain):
 def load_seeds(folder):
     """Read the seed sweep in the folder results/: {model: its entry in seeds.json, with "probability" and "note"}.
 
-    "probability" is (seeds, n_test), of truck; the standard deviation of a single seed is NaN. "note" is empty, or
-    says in brackets how the settings of the seeds differ from those of the model's own run in that folder. Raises
-    FileNotFoundError, or ValueError where a seed is repeated, or the probabilities are of another shape or no numbers
-    from 0 to 1.
+    "probability" is (seeds, n_test), of truck. "note" is empty, or says in brackets how the settings of the seeds differ
+    from those of the model's own run in that folder. Raises FileNotFoundError, or ValueError where a seed is repeated, or
+    the probabilities are of another shape, no numbers from 0 to 1, or of other accuracies.
     """
     folder = Path(folder)
     seeds, place = utils.read_json(folder / "seeds.json", "make seeds"), utils.relative(folder)
@@ -324,6 +340,7 @@ def load_seeds(folder):
         raise FileNotFoundError(f"{place}/seeds.npz is missing; `make seeds` makes it")
     with np.load(folder / "seeds.npz") as arrays:
         probabilities = dict(arrays)
+    y_test = utils.load_images(utils.DATA / "ship_truck.npz")[3]
     for name, entry in seeds.items():
         entry["note"] = utils.note(entry["settings"], utils.load_results(name, folder)["settings"])
         if len(set(entry["seeds"])) < len(entry["seeds"]):
@@ -336,10 +353,16 @@ def load_seeds(folder):
         if not ((found >= 0) & (found <= 1)).all():
             raise ValueError(f"{place}/seeds.npz holds values for {name} that are no probabilities; "
                              "the network may have diverged, run `make seeds`")
-        for split in ("validation", "test"):
-            if entry[split]["standard_deviation"] is None:
-                entry[split]["standard_deviation"] = float("nan")
+        if len(y_test) == entry["test"]["n"] and [((p >= 0.5) == y_test).mean() for p in found] != entry["test"]["accuracy"]:
+            raise ValueError(f"{place}/seeds.npz doesn't belong to {place}/seeds.json; run `make seeds`")
     return seeds
+
+
+def format_spread(scores):
+    """Return scores of several seeds in words: "98.30% ± 0.15% (n = 5 seeds)", or "98.30% (one seed)"."""
+    if scores["standard_deviation"] is None:
+        return f"{scores['mean']:.2%} (one seed)"
+    return f"{scores['mean']:.2%} ± {scores['standard_deviation']:.2%} (n = {len(scores['accuracy'])} seeds)"
 
 
 def format_ladder(name, settings):
@@ -397,7 +420,7 @@ def main():
                 sweep_seeds(arguments.models, arguments.seeds, submit)
             else:
                 sweep_ladder(arguments.models, arguments.folds, submit)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         sys.exit(str(error))
 
 

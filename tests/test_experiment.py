@@ -94,7 +94,40 @@ def test_each_run_is_added_and_shown_beside_the_committed_one(project, tmp_path)
     assert "75.00% of 4" in table[2] and "+0" in table[2] and "nothing" in table[2]
     assert "100.00% of 4" in table[3] and "+1" in table[3] and "epochs 8 (not 16), seed 2" in table[3]
     assert "has been read 3 times" in table[-1]
-    assert "three_block_cnn" not in experiment.format_log("three_block_cnn")
+    assert len(experiment.format_log("three_block_cnn").splitlines()) == 3  # no run of another model
+    # Once the second is committed, the words are about it.
+    for command in (["add", "results/vgg16_transfer.json", "results/vgg16_transfer.npz"],
+                    ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "another run"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    table = experiment.format_log("vgg16_transfer").splitlines()
+    assert "-1" in table[2] and "epochs 16 (not 8)" in table[2] and "nothing" in table[3]
+
+
+def test_a_project_inside_another_repository_finds_its_commit(project, tmp_path, monkeypatch):
+    inside = tmp_path / "inside"
+    shutil.copytree(tmp_path / "results", inside / "results")
+    for command in (["add", "inside"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "inside"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    monkeypatch.setattr(utils, "ROOT", inside)
+    (inside / "results" / "vgg16_transfer.json").write_text("{}", encoding="utf-8")
+    assert experiment.committed_run("vgg16_transfer")["settings"]["epochs"] == 16
+
+
+def test_two_notebooks_may_write_to_the_log_at_once(project, tmp_path, monkeypatch):
+    """Both find no log and begin one; no line is lost and the second heading is none."""
+    results, p = project({"seed": 0, "epochs": 16, "dropout": 0.5}, [0.1, 0.2, 0.9, 0.3])
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "read_log", lambda: [])
+        for name in ("vgg16_transfer", "three_block_cnn"):
+            experiment.log_run(name, results, p, seconds=1)
+    assert [line["model"] for line in experiment.read_log()] == ["vgg16_transfer", "three_block_cnn"]
+
+
+def test_experiments_are_compared_with_the_committed_settings(project, monkeypatch):
+    """Not with those that stand in the notebook at the moment."""
+    monkeypatch.setattr(utils, "QUICK", False)
+    monkeypatch.setattr(sweep, "definitions", lambda name: {"SETTINGS": {"seed": 0, "epochs": 3, "dropout": 0.1, "new": 1}})
+    assert experiment.committed_settings("vgg16_transfer") == {"seed": 0, "epochs": 16, "dropout": 0.5, "new": 1}
 
 
 def test_without_git_the_runs_are_shown_all_the_same(project, tmp_path):
@@ -123,23 +156,36 @@ def test_mcnemar_is_exact():
 # --- Experiments by folds ------------------------------------------------------------------------
 
 
+SETTINGS = {"seed": 0, "units": 256, "dropout": 0.5, "filters": [1, 2], "mirror": True, "layer": "block4_pool",
+            "network": "2020"}
+POSSIBLE = {"seed": (int, 0, 9), "units": (int, 0, 999), "dropout": (float, 0, 1), "filters": (list, 1, 16),
+            "mirror": [True, False], "layer": ["block3_pool", "block4_pool"], "network": ["2020", "2021"]}
+
+
+def parse(text):
+    return experiment.parse_changes(text, SETTINGS, POSSIBLE)
+
+
 def test_changes_are_combined():
-    settings = {"seed": 0, "units": 256, "dropout": 0.5, "filters": [1, 2], "mirror": True, "layer": "block4_pool"}
-    assert experiment.parse_changes("units=64,128 dropout=0.3", settings) == [
-        {"units": 64, "dropout": 0.3}, {"units": 128, "dropout": 0.3}]
-    assert experiment.parse_changes("filters=[4,8],[8,16] mirror=false layer=block3_pool dropout=0", settings) == [
-        {"filters": filters, "mirror": False, "layer": "block3_pool", "dropout": 0} for filters in ([4, 8], [8, 16])]
+    assert parse("units=64,128 dropout=0.3") == [{"units": 64, "dropout": 0.3}, {"units": 128, "dropout": 0.3}]
+    assert parse("filters=[4,8],[8,16] mirror=false layer=block3_pool dropout=0 network=2021") == [
+        {"filters": filters, "mirror": False, "layer": "block3_pool", "dropout": 0, "network": "2021"}
+        for filters in ([4, 8], [8, 16])]
+
+
+def test_what_is_committed_already_and_what_stands_twice_is_left_out():
+    assert parse("units=64,256,64") == [{"units": 64}] and parse("units=256") == []
 
 
 @pytest.mark.parametrize("text, complaint", [
-    ("hidden=3", "'hidden=3' is not of the form name=value or names no setting; there are seed.*hidden_units=256"),
-    ("dropout", "not of the form"), ("seed=3", "names no setting"), ("", "say what to change.*hidden_units=256"),
-    ("hidden_units=0.5", "hidden_units is 0.5, which is float and not int as the present 256; there are"),
-    ("mirror=3", "mirror is 3, which is int and not bool")])
+    ("hidden=3", "'hidden=3' is not of the form name=value or names no setting"), ("seed=3", "'seed=3' is not"),
+    ("units=", "'units=' is not of the form"), ("", "say what to change"), ("units=a", "units is 'a', expected a whole"),
+    ("units=64 units=128", "units stands twice"), ("dropout=x", "dropout is 'x', expected a number"),
+    ("layer=3", "layer is '3', expected one of 'block3_pool', 'block4_pool'"), ("mirror=3", "mirror is 3, expected one of"),
+    ("filters=[4, 8]", "'8.' is not of the form name=value"), ("units=1000", "units is 1000, expected .* from 0 to 999")])
 def test_a_wrong_change_gets_the_settings_with_their_present_values(text, complaint):
-    settings = VGG16["SETTINGS"]
-    with pytest.raises(ValueError, match=complaint.replace("seed.*", ".*")):
-        experiment.parse_changes(text, settings)
+    with pytest.raises(ValueError, match=f"{complaint}.*there are units=256, dropout=0.5"):
+        parse(text)
 
 
 def test_a_gain_comes_with_its_error_and_the_interval_of_so_few_folds():

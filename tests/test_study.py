@@ -6,19 +6,35 @@ import pytest
 from scripts import exercises, run_study
 
 
+class Process:
+    """Pretends to execute a notebook: it ends when it is looked at for the second time."""
+
+    def __init__(self, path, log, fails):
+        self.name, self.log, self.looks, self.returncode = path.name[:2], log, 0, None
+        self.code = int(self.name == fails)
+        log.append(("start", self.name))
+
+    def poll(self):
+        self.looks += 1
+        if self.looks > 1 and self.returncode is None:
+            self.returncode = self.code
+            self.log.append(("end", self.name))
+        return self.returncode
+
+    def terminate(self):
+        self.log.append(("terminated", self.name))
+
+    def wait(self):
+        pass
+
+
 @pytest.fixture
 def executed(monkeypatch):
-    """Pretend to execute notebooks; returns the starts and ends in their order."""
-    log = []
-
-    def execute(path):
-        log.append(("start", path.name[:2]))
-        if path.name.startswith("03") and getattr(execute, "fails", False):
-            raise RuntimeError("03 failed")
-        log.append(("end", path.name[:2]))
-
-    monkeypatch.setattr(run_study, "execute", execute)
-    return log, execute
+    """Pretend to execute notebooks; returns the starts and ends in their order, and a function that lets one fail."""
+    log, failing = [], []
+    monkeypatch.setattr(run_study, "start", lambda path: Process(path, log, *failing or [None]))
+    monkeypatch.setattr(run_study.time, "sleep", lambda seconds: None)
+    return log, failing.append
 
 
 @pytest.mark.parametrize("at_a_time", [1, 2, 8])
@@ -36,12 +52,25 @@ def test_a_notebook_alone_waits_for_nobody(executed):
     assert log == [("start", "08"), ("end", "08")]
 
 
-def test_an_error_ends_the_run(executed):
-    log, execute = executed
-    execute.fails = True
-    with pytest.raises(RuntimeError, match="03 failed"):
+def test_an_error_ends_the_run_and_what_runs_beside(executed):
+    log, fail = executed
+    fail("03")
+    with pytest.raises(SystemExit, match="03_vgg16_transfer_learning failed"):
         run_study.execute_all(run_study.NOTEBOOKS)
-    assert ("start", "04") not in log and ("start", "08") not in log
+    assert ("terminated", "02") in log and ("start", "04") not in log and ("start", "08") not in log
+
+
+def test_ctrl_c_ends_what_runs(executed, monkeypatch):
+    log, _ = executed
+    monkeypatch.setattr(run_study.time, "sleep", lambda seconds: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run_study.execute_all(run_study.NOTEBOOKS)
+    assert sorted(log) == [("start", "02"), ("start", "03"), ("terminated", "02"), ("terminated", "03")]
+
+
+def test_copies_that_jupyter_makes_are_not_executed():
+    assert all(path.stem.count("-") == 0 and path.stem[2] == "_" for path in run_study.NOTEBOOKS)
+    assert not run_study.re.fullmatch(r"\d\d_\w+", "02_three_block_cnn-Copy1")
 
 
 def test_only_one_notebook_writes_to_the_readme():
@@ -60,7 +89,7 @@ def test_the_change_of_an_exercise_must_stand_in_the_notebook_once():
 
 def test_what_a_cell_shows_is_found_by_a_text_in_it():
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("print(1)", outputs=[
-        nbformat.v4.new_output("stream", text="1\n")]), nbformat.v4.new_code_cell("print(2)")])
-    assert exercises.shown(notebook, "(1)") == "1\n"
+        nbformat.v4.new_output("stream", text="[###] 3 of 3\n1\n")]), nbformat.v4.new_code_cell("print(2)")])
+    assert exercises.shown(notebook, "(1)") == ["1"]
     with pytest.raises(ValueError, match="stands in 2 cells"):
         exercises.shown(notebook, "print")

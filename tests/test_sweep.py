@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def test_the_code_s_sum_takes_no_notice_of_settings_and_comments(tmp_path, monke
     path = copy_project(tmp_path / "copy") / "notebooks" / "02_three_block_cnn.ipynb"
     monkeypatch.setattr(utils, "ROOT", tmp_path / "copy")
     sums = [sweep.code_sha256("three_block_cnn")]
-    for old, new in (("0.004", "0.005"), ("# one device, or", "# a device, or"), ("he_normal", "he_uniform")):
+    for old, new in (('\\"learning_rate\\": 0.02, \\"sched', '\\"learning_rate\\": 0.03, \\"sched'), ("# one device, or", "# a device, or"), ("he_normal", "he_uniform")):
         text = path.read_text(encoding="utf-8")
         assert old in text
         path.write_text(text.replace(old, new), encoding="utf-8")
@@ -132,6 +133,31 @@ def test_a_stopped_sweep_keeps_what_it_has_and_publishes_nothing(pretended, outp
     assert (output / "results" / "seeds.json").read_bytes() == published
     sweep.sweep_seeds(["three_block_cnn"], [0, 1, 2])
     assert pretended == [0, 1, 2, 13]
+
+
+def test_what_runs_beside_a_failing_run_is_kept(output, monkeypatch):
+    begun, failed = threading.Event(), threading.Event()
+
+    def run_apart(task, folder):
+        if task["settings"]["seed"] == 13:
+            assert begun.wait(60)
+            failed.set()
+            raise RuntimeError("out of luck")
+        begun.set()
+        assert failed.wait(60)
+        return task | {"seconds": 1.0, "validation": {"accuracy": 0.9, "n": 100}}
+
+    monkeypatch.setattr(sweep, "run_apart", run_apart)
+    with sweep.processes(2) as submit, pytest.raises(RuntimeError, match="out of luck"):
+        sweep.sweep([tiny(13), tiny(1)], submit)
+    assert sweep.kept(tiny(1)).is_file() and not sweep.kept(tiny(13)).exists()
+
+
+def test_a_damaged_result_is_named(pretended):
+    sweep.sweep([tiny(0)])
+    sweep.kept(tiny(0)).write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match="runs/three_block_cnn_.*json is damaged; delete it"):
+        sweep.sweep([tiny(0)])
 
 
 def test_a_repeated_seed_is_refused():
@@ -250,6 +276,7 @@ def committed_seeds(tmp_path):
     (lambda entry, arrays: entry.update(seeds=[0, 1, 1, 3, 4]), "repeats a seed"),
     (lambda entry, arrays: arrays["vgg16_transfer"].__setitem__((0, 0), np.nan), "no probabilities"),
     (lambda entry, arrays: arrays.update(vgg16_transfer=arrays["vgg16_transfer"][:, :-1]), r"array \(5, 1999\)"),
+    (lambda entry, arrays: arrays.update(vgg16_transfer=1 - arrays["vgg16_transfer"]), "doesn't belong to"),
     (lambda entry, arrays: arrays.pop("vgg16_transfer"), r"array \(0,\) for vgg16_transfer, expected \(5, 2000\)")])
 def test_damaged_seeds_are_refused(committed_seeds, change, complaint):
     folder, damage = committed_seeds

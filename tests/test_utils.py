@@ -159,8 +159,8 @@ def some_results(**changes):
 def test_results_come_back_as_written(output):
     written = utils.save_results("run", **some_results())
     results = utils.load_results("run")
-    probability, run = results.pop("probability"), results.pop("run")
-    assert results == written and run and results["test"]["accuracy"] == 1 and results["validation"]["accuracy"] == 0.75
+    probability, seconds = results.pop("probability"), results.pop("seconds")
+    assert results == written and seconds == 1.3 and results["test"]["accuracy"] == 1 and results["validation"]["accuracy"] == 0.75
     assert probability["test"].tolist() == [0.25, 0.5, 1] and len(probability["validation"]) == 4
     assert results["data_sha256"] == utils.SHA256["ship_truck.npz"] and results["versions"]["keras"] == keras.__version__
     assert utils.load_results("run", output / "results")["settings"] == {"seed": 0}
@@ -171,7 +171,7 @@ def test_the_same_results_give_the_same_bytes(output):
     for _ in range(2):
         utils.save_results("run", **some_results())
         files.append({path.name: path.read_bytes() for path in (output / "results").iterdir()})
-    assert files[0] == files[1] and files[0].keys() == {"run.json", "run.npz", "timing.json"}
+    assert files[0] == files[1] and files[0].keys() == {"run.json", "run.npz", "run_seconds.json"}
 
 
 @pytest.mark.parametrize("content, error, complaint", [
@@ -179,7 +179,7 @@ def test_the_same_results_give_the_same_bytes(output):
     ("{", ValueError, "run.json is not JSON"),
     ("\udcff", ValueError, "run.json is not JSON"),
     ("[1]", ValueError, "run.json is incomplete"),
-    (json.dumps({"accuracy": 0.97}), ValueError, "run.json is incomplete, without settings, data_sha256"),
+    (json.dumps({"accuracy": 0.97}), ValueError, "run.json is incomplete, without settings, run, data_sha256"),
     (json.dumps(dict.fromkeys(utils.RESULT_KEYS, 0)), ValueError, "incomplete, without .*run.npz"),
 ])
 def test_missing_or_older_results_are_refused(tmp_path, content, error, complaint):
@@ -191,7 +191,7 @@ def test_missing_or_older_results_are_refused(tmp_path, content, error, complain
 
 def test_probabilities_of_another_run_are_refused(output):
     utils.save_results("run", **some_results())
-    np.savez(output / "results" / "run.npz", validation=np.zeros(4), test=np.zeros(9))
+    np.savez(output / "results" / "run.npz", validation=np.zeros(4), test=np.zeros(3))
     with pytest.raises(ValueError, match="run.npz doesn't belong to .*run.json"):
         utils.load_results("run")
 
@@ -202,12 +202,6 @@ def test_a_diverged_run_is_not_written(output, changes):
     with pytest.raises(ValueError):
         utils.save_results("run", **some_results(**changes))
     assert not (output / "results").exists() or not list((output / "results").iterdir())
-
-
-def test_timing_is_added_not_replaced(output):
-    utils.save_results("a", **some_results(seconds=1.26))
-    utils.save_results("b", **some_results(seconds=2.0))
-    assert json.loads((output / "results" / "timing.json").read_text(encoding="utf-8")) == {"a": 1.3, "b": 2.0}
 
 
 def test_a_notebook_s_definitions_can_be_used_without_running_it(output, monkeypatch):
