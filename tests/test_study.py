@@ -93,3 +93,13 @@ def test_what_a_cell_shows_is_found_by_a_text_in_it():
     assert exercises.shown(notebook, "(1)") == ["1"]
     with pytest.raises(ValueError, match="stands in 2 cells"):
         exercises.shown(notebook, "print")
+
+
+def test_a_notebook_waits_for_those_whose_files_it_reads():
+    makers = {"three_block_cnn": "02", "vgg16_transfer": "03", "luck_and_leaks": "05", "confidence_and_errors": "06",
+              "strangers_and_damage": "07", '"neither"': "07"}
+    for path in run_study.NOTEBOOKS:
+        cells = nbformat.read(path, as_version=4).cells
+        source = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+        read = {maker for word, maker in makers.items() if word in source} - {path.name[:2]}
+        assert read <= set(run_study.NEEDS[path.name[:2]]), path.name
