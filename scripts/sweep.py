@@ -53,8 +53,8 @@ def _definitions(notebook, changed):
 def check_settings(settings, possible):
     """Raise ValueError, naming the setting, its value and what is possible, unless all settings are possible.
 
-    possible: {name: a list of values, or (int, float or list of int, least, most), or a function from settings to
-    either}; what a rule depends on stands before it.
+    possible: {name: a list of values, or (int or float, least, most), or (list, least, most, length at most) of whole
+    numbers, or a function from settings to one of these}; what a rule depends on stands before it.
     """
     for name in sorted(settings.keys() ^ possible.keys()):
         raise ValueError(f"SETTINGS {'lacks' if name in possible else 'has an unknown setting,'} {name}; "
@@ -64,12 +64,12 @@ def check_settings(settings, possible):
         if isinstance(rule, list):
             fits, expected = value in rule and type(value) is type(rule[0]), f"one of {', '.join(map(repr, rule))}"
         else:
-            kind, least, most = rule
-            parts = value if kind is list and type(value) is list and value else [value]
+            kind, least, most, *length = rule
+            parts = value if kind is list and type(value) is list and 0 < len(value) <= length[0] else [value]
             kinds = {int: (int,), float: (int, float), list: (int,) if parts is value else ()}[kind]
             fits = all(type(part) in kinds and least <= part <= most for part in parts)
-            expected = {int: "a whole number", float: "a number", list: "a list of whole numbers"}[kind]
-            expected += f" from {least:,} to {most:,}"
+            expected = {int: "a whole number", float: "a number", list: f"a list of 1 to {max(length, default=1)} whole numbers"}
+            expected = f"{expected[kind]} from {least:,} to {most:,}"
         if not fits:
             raise ValueError(f"SETTINGS: {name} is {value!r}, expected {expected}")
 
@@ -95,6 +95,7 @@ def code_sha256(name):
 def circumstances(name):
     """Return what the result of a run depends on besides its settings."""
     return {"profile": utils.PROFILE, "code": code_sha256(name), "data_sha256": utils.SHA256["ship_truck.npz"],
+            "weights_sha256": utils.SHA256["vgg16_imagenet_notop.weights.h5"], "folds": FOLDS,
             "versions": {package: version(package) for package in ("tensorflow", "keras", "numpy")}}
 
 
@@ -123,8 +124,9 @@ def run(task):
     here = circumstances(name)
     different = [key for key in here if here[key] != task[key]]
     if different:
-        raise RuntimeError(f"the clone in which this run was started is another one ({', '.join(different)}): "
-                           f"{different[0]} is {here[different[0]]}, expected {task[different[0]]}")
+        raise RuntimeError(f"notebook, utils.py or sweep.py were edited since the sweep began, or this is another clone "
+                           f"({', '.join(different)}): {different[0]} is {here[different[0]]}, "
+                           f"expected {task[different[0]]}")
     study = definitions(name)
     training, validation, test = utils.load_splits()
     parts = [training, validation] if fold is not None else [training, validation, test]

@@ -31,7 +31,7 @@ CNN = sweep.definitions("three_block_cnn")
     (CNN, {"epochs": True}, "epochs is True, expected a whole number"),
     (CNN, {"crop_pixels": 40}, "crop_pixels is 40, expected a whole number from 8 to 32"),
     (CNN, {"crop_epochs": 100}, "crop_epochs is 100, expected a whole number from 0 to 2"),
-    (CNN, {"filters": [32, -1]}, r"filters is \[32, -1\], expected a list of whole numbers"),
+    (CNN, {"filters": [32, -1]}, r"filters is \[32, -1\], expected a list of 1 to 5 whole numbers"),
     (CNN, {"filters": 32}, "filters is 32, expected a list"), (CNN, {"filters": []}, r"filters is \[\], expected a list"),
     (CNN, {"filtres": [32]}, "has an unknown setting, filtres; there are seed, network, filters")])
 def test_what_is_not_possible_is_named_with_what_is(study, changes, complaint):

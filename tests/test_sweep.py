@@ -71,7 +71,7 @@ def test_the_command_line_takes_a_dask_worker_whose_clone_lies_elsewhere(tmp_pat
 
 @pytest.mark.parametrize("key, value", [("code", "0"), ("profile", "full"), ("versions", {"keras": "2.0"})])
 def test_a_clone_in_another_state_refuses_a_run(key, value):
-    with pytest.raises(RuntimeError, match=f"another one \\({key}\\)"):
+    with pytest.raises(RuntimeError, match=f"another clone \\({key}\\)"):
         sweep.run(tiny(0) | {key: value})
 
 
@@ -172,7 +172,7 @@ def test_an_impossible_setting_is_refused_before_anything_is_trained(pretended):
 
 
 def test_a_failing_run_says_what_failed(output):
-    with pytest.raises(RuntimeError, match=r"run of three_block_cnn.*'epochs': 1.*failed in .*another one \(code\)"):
+    with pytest.raises(RuntimeError, match=r"run of three_block_cnn.*'epochs': 1.*failed in .*another clone \(code\)"):
         sweep.sweep([tiny(0) | {"code": "0"}])
 
 
