@@ -158,7 +158,7 @@ def test_mcnemar_is_exact():
 
 SETTINGS = {"seed": 0, "units": 256, "dropout": 0.5, "filters": [1, 2], "mirror": True, "layer": "block4_pool",
             "network": "2020"}
-POSSIBLE = {"seed": (int, 0, 9), "units": (int, 0, 999), "dropout": (float, 0, 1), "filters": (list, 1, 16),
+POSSIBLE = {"seed": (int, 0, 9), "units": (int, 0, 999), "dropout": (float, 0, 1), "filters": (list, 1, 16, 5),
             "mirror": [True, False], "layer": ["block3_pool", "block4_pool"], "network": ["2020", "2021"]}
 
 

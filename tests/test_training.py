@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+import utils
 from scripts import sweep
 
 CNN = sweep.definitions("three_block_cnn")
@@ -110,3 +111,5 @@ def test_the_network_of_2021_is_trained_by_the_same_function(some):
     changes = {"network": "2021", "optimizer": "sgd", "crop_epochs": 0, "epochs": 1}
     network, _ = CNN["train"](SETTINGS | changes, (x, y % 2), (x, y % 2))
     assert network.count_params() == 355_649
+    found = utils.classifier(network, "three_block_cnn").get_layer("three_block_cnn")  # as notebook 06 asks for it
+    assert utils.definitions("06_confidence_and_errors")["grad_cam"](found, x).shape == (len(x), 4, 4)
