@@ -374,14 +374,14 @@ def format_ladder(name, settings):
     A last line says where the settings at hand are none of the rungs'.
     """
     ladder = utils.read_json(utils.ROOT / "results" / "ladder.json", "make ladder")[name]
-    reached, rungs = {}, []
+    reached, rungs, width = {}, [], max(len(rung["step"]) for rung in ladder["steps"])
     lines = [f"{len(ladder['folds'])} folds, {ladder['steps'][0]['n']:,} held-out images each; gain over the line above, "
              "in points\n"]
     for number, rung in enumerate(ladder["steps"]):
         reached = reached | rung["change"]
         rungs.append(reached)
         gain = gain_of(ladder["steps"][number - 1]["accuracy"], rung["accuracy"]) if number else None
-        lines.append(f"{rung['step']:52} {rung['mean']:.2%}  {format_gain(gain) if number else ''}".rstrip())
+        lines.append(f"{rung['step']:{width}}  {rung['mean']:.2%}  {format_gain(gain) if number else ''}".rstrip())
     if without_seed(settings) not in rungs:
         lines.append("\nThe settings of this notebook are no rung of it; beside the last one: "
                      f"{utils.differences(settings, reached)}.")
