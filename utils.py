@@ -267,6 +267,7 @@ def classifier(network, name, mirror=True):
     averages the logits of the image and, if mirror, its mirror image, and returns the probability of truck (n, 1).
     """
     import keras
+    network = keras.Model(network.input, network.output, name=network.name)  # Keras would save an optimizer, too
     inputs = keras.Input((None, None, 3), dtype="uint8", name="image")
     images = keras.layers.Resizing(32, 32, antialias=True)(inputs)
     logits = network(images)
@@ -278,7 +279,7 @@ def classifier(network, name, mirror=True):
 def save_model(model, name):
     """Save a model to models/NAME.keras, without optimizer state."""
     import keras
-    bare = keras.Model(model.input, model.output, name=model.name)  # Keras would save a compiled model's optimizer
+    bare = keras.Model(model.input, model.output, name=model.name)
     with atomic_write(OUTPUT / "models" / f"{name}.keras") as temporary:
         bare.save(temporary)
 

@@ -106,6 +106,14 @@ def test_crops_come_first_and_every_epoch_is_in_the_history(some):
     assert network.count_params() < 10_000
 
 
+def test_a_trained_network_is_saved_without_its_optimiser(some, output):
+    x, y = some
+    network, _ = CNN["train"](SETTINGS | {"filters": [4], "epochs": 1, "crop_epochs": 0}, (x, y % 2), (x, y % 2))
+    model = utils.classifier(network, "three_block_cnn")
+    utils.save_model(model, "three_block_cnn")
+    assert (utils.load_model("three_block_cnn").predict(x, verbose=0) == model.predict(x, verbose=0)).all()
+
+
 def test_the_network_of_2021_is_trained_by_the_same_function(some):
     x, y = some
     changes = {"network": "2021", "optimizer": "sgd", "crop_epochs": 0, "epochs": 1}
