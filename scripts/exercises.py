@@ -31,8 +31,8 @@ EXERCISES = {
             "utils.split_indices(y_train)": "utils.split_indices(y_train, validation_fraction=0.3)"},
          "three mean colours")],
     "04_learning_curves": [
-        ("the claims 98 % and 98.5 %", {'{"three_block_cnn": 0.80, "vgg16_transfer": 0.97}':
-                                        '{"three_block_cnn": 0.98, "vgg16_transfer": 0.985}'}, "whole interval above"),
+        ("the claims 97.5 % and 98.5 %", {'{"three_block_cnn": 0.80, "vgg16_transfer": 0.97}':
+                                        '{"three_block_cnn": 0.975, "vgg16_transfer": 0.985}'}, "whole interval above"),
         ("time on a linear axis", {'axis.set(xscale="log",': 'axis.set(xscale="linear",'}, None)],
     "05_luck_and_leaks": [
         ("images drawn anew, but not seeds", {
