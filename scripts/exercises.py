@@ -68,7 +68,7 @@ def shown(notebook, text):
     cells = [cell for cell in notebook.cells if cell.cell_type == "code" and text in cell.source]
     if len(cells) != 1:
         raise ValueError(f"{text!r} stands in {len(cells)} cells of the notebook, expected one")
-    text = "".join(output.text for output in cells[0].outputs if output.output_type == "stream")
+    text = "".join(output.text for output in cells[0].outputs if output.get("name") == "stdout")
     return [line for line in text.splitlines() if not line.startswith("[")]  # without progress bars
 
 

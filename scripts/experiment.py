@@ -207,10 +207,9 @@ def plot_experiments(name):
         low, high = gain["interval95"] or (gain["mean"], gain["mean"])
         axis.plot([100 * low, 100 * high], [row, row], color=utils.COLOURS[name], alpha=0.5)
         axis.plot(100 * gain["mean"], row, "o", color=utils.COLOURS[name])
-        axis.annotate(f"{len(entry['folds'])} folds", (1, row), xycoords=("axes fraction", "data"), ha="right",
-                      va="center", fontsize=9)
     axis.axvline(0, color="black", linewidth=1)
-    axis.set(yticks=range(len(entries)), yticklabels=[label(entry["changes"]) for entry in entries],
+    labels = [f"{label(entry['changes'])} ({len(entry['folds'])} folds)" for entry in entries]
+    axis.set(yticks=range(len(entries)), yticklabels=labels,
              ylim=(-0.6, len(entries) - 0.4), xlabel="gain over the committed settings (points); 95 % interval",
              title=f"{utils.LABELS[name]}: what changes of settings are worth{note}")
     return figure
