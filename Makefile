@@ -30,6 +30,7 @@ run: .venv/ready
 	$(BIN)/python scripts/run_study.py
 
 test: .venv/ready-test .venv-serve/ready
+	rm -rf scratch
 	SHIP_TRUCK_PROFILE=quick SHIP_TRUCK_SERVE=$(SERVE)/python $(BIN)/python -m pytest \
 		--numprocesses auto --maxprocesses 4
 

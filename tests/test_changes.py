@@ -93,15 +93,17 @@ def test_every_later_notebook_runs_to_its_end(changed):
     assert "is of the run of notebook 03" not in outputs(changed[0], "08_photographs")
 
 
-def test_figures_are_drawn_from_results_alone_and_twice_the_same(changed):
-    folder, sums = changed[0], []
+def test_figures_are_drawn_from_results_alone_with_the_same_bytes_as_by_the_notebooks(changed):
+    def sums():
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+                for path in (folder / "scratch" / "figures").iterdir()}
+
+    folder = changed[0]
     shutil.copy(folder / "results" / "experiments.json", folder / "scratch" / "results")
-    for _ in range(2):
-        subprocess.run([sys.executable, folder / "scripts" / "figures.py"], cwd=folder, check=True, capture_output=True)
-        sums.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-                     for path in (folder / "scratch" / "figures").iterdir()})
-    assert sums[0] == sums[1]
-    assert {path.name for path in (utils.ROOT / "figures").iterdir()} == set(sums[0])
+    drawn = sums()
+    subprocess.run([sys.executable, folder / "scripts" / "figures.py"], cwd=folder, check=True, capture_output=True)
+    assert len(drawn) > 10 and drawn.items() <= sums().items()
+    assert {path.name for path in (utils.ROOT / "figures").iterdir()} == set(sums())
 
 
 def test_the_change_taken_back_all_is_as_before(changed):
@@ -110,6 +112,6 @@ def test_the_change_taken_back_all_is_as_before(changed):
     (folder / "scratch" / "README.md").unlink()
     study(folder, "04")
     readme = (folder / "scratch" / "README.md").read_text(encoding="utf-8")
-    assert readme == (utils.ROOT / "README.md").read_text(encoding="utf-8") and "other settings" not in readme
+    assert readme == (utils.ROOT / "README.md").read_text(encoding="utf-8") and "[of other settings" not in readme
     assert not git(folder, "status", "--porcelain")
     shutil.rmtree(folder)

@@ -20,9 +20,9 @@ CNN = sweep.definitions("three_block_cnn")
 
 @pytest.mark.parametrize("study, changes, complaint", [
     (VGG16, {"layer": "block6_pool"}, "layer is 'block6_pool', expected one of 'block1_pool', .*'block5_conv3'"),
-    (VGG16, {"grid": 4}, "grid is 4, expected one of 1, 2, 3, 6$"),
-    (VGG16, {"layer": "block5_pool", "grid": 2}, "grid is 2, expected one of 1, 3$"),
-    (VGG16, {"layer": "block5_conv3", "grid": 4}, "grid is 4, expected one of 1, 2, 3, 6$"),
+    (VGG16, {"image_size": 96, "grid": 4}, "grid is 4, expected one of 1, 2, 3, 6$"),
+    (VGG16, {"image_size": 96, "layer": "block5_pool", "grid": 2}, "grid is 2, expected one of 1, 3$"),
+    (VGG16, {"image_size": 96, "layer": "block5_conv3", "grid": 4}, "grid is 4, expected one of 1, 2, 3, 6$"),
     (VGG16, {"mirror": 1}, "mirror is 1, expected one of True, False"),
     (VGG16, {"dropout": 1.0}, "dropout is 1.0, expected a number from 0 to 0.99"),
     (VGG16, {"hidden_units": "256"}, "hidden_units is '256', expected a whole number from 0 to 10,000"),
@@ -223,7 +223,7 @@ def test_the_figure_shows_all_experiments_with_the_same_settings_beside(pretende
     other = kept["vgg16_transfer"][0] | {"base_settings": {"epochs": 1}, "changes": {"of": "another story"}}
     utils.save_json(output / "results" / "experiments.json", {"vgg16_transfer": [other, *kept["vgg16_transfer"]]})
     axis, = experiment.plot_experiments("vgg16_transfer").axes
-    assert [text.get_text() for text in axis.get_yticklabels()] == ["dropout 0.3", "hidden_units 64"]
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["dropout 0.3 (2 folds)", "hidden_units 64 (2 folds)"]
     assert axis.lines[1].get_xdata().tolist() == [0] and axis.lines[3].get_xdata() == pytest.approx([1.5])
 
 

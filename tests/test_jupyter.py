@@ -42,7 +42,7 @@ def lab(browser, tmp_path_factory):
                 time.sleep(0.1)
         yield address, folder
     finally:
-        process.terminate()
+        process.kill()  # asked to end, it may wait for a kernel; a kernel ends when its server is gone
         process.wait()
 
 

@@ -126,8 +126,8 @@ def test_the_mirror_image_gets_the_same_answer():
 
 def test_without_mirroring_the_answer_is_the_network_s():
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
-    network = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Rescaling(1 / 255), keras.layers.Flatten(),
-                                keras.layers.Dense(1)])
+    inputs = keras.Input((32, 32, 3))
+    network = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))))
     plain = utils.classifier(network, "plain", mirror=False).predict(images, verbose=0)
     expected = keras.ops.sigmoid(network.predict(images.astype("float32"), verbose=0))
     assert plain == pytest.approx(np.asarray(expected), abs=1e-6)
