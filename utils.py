@@ -34,6 +34,7 @@ if IN_NOTEBOOK:
     try:
         import tensorflow
         tensorflow.constant(0)  # the last note comes with the first tensor
+        tensorflow.get_logger().setLevel("ERROR")  # a new graph for each set of features is meant, no need to warn
     finally:
         os.dup2(_stderr, 2)
 

@@ -58,6 +58,7 @@ def test_hygiene(path):
     for cell in code:
         for output in cell.outputs:
             assert output.output_type != "error" and output.get("name") != "stderr", cell.source
+            assert "WARNING" not in output.get("text", ""), cell.source
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
