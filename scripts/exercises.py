@@ -32,7 +32,7 @@ EXERCISES = {
          "three mean colours")],
     "04_learning_curves": [
         ("the claims 97.5 % and 98.5 %", {'{"three_block_cnn": 0.80, "vgg16_transfer": 0.97}':
-                                        '{"three_block_cnn": 0.975, "vgg16_transfer": 0.985}'}, "whole interval above"),
+                                          '{"three_block_cnn": 0.975, "vgg16_transfer": 0.985}'}, "whole interval above"),
         ("time on a linear axis", {'axis.set(xscale="log",': 'axis.set(xscale="linear",'}, None)],
     "05_luck_and_leaks": [
         ("images drawn anew, but not seeds", {
@@ -64,7 +64,7 @@ def changed(notebook, replacements):
 
 
 def shown(notebook, text):
-    """Return the lines that the code cell with a text in its source prints. Raises ValueError unless there is one such cell."""
+    """Return the lines that the code cell with a text in its source prints. Raises ValueError unless just one has it."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code" and text in cell.source]
     if len(cells) != 1:
         raise ValueError(f"{text!r} stands in {len(cells)} cells of the notebook, expected one")

@@ -227,8 +227,8 @@ def main():
         combinations = parse_changes(arguments.changes, settings, possible)
         if not combinations:
             sys.exit("these are the committed settings; there is nothing to compare with them")
-        committed = committed_run(arguments.model)
-        if committed and (other := utils.differences(settings, committed["settings"])) and not utils.QUICK:
+        run = committed_run(arguments.model)
+        if run and (other := utils.differences(settings, run["settings"])) and not utils.QUICK:
             print(f"The committed run has other settings than the notebook knows; taken from the notebook: {other}")
         folds = arguments.folds or sweep.LADDER_FOLDS[arguments.model]
         with sweep.backend(arguments) as submit:

@@ -68,8 +68,8 @@ def check_settings(settings, possible):
             parts = value if kind is list and type(value) is list and 0 < len(value) <= length[0] else [value]
             kinds = {int: (int,), float: (int, float), list: (int,) if parts is value else ()}[kind]
             fits = all(type(part) in kinds and least <= part <= most for part in parts)
-            expected = {int: "a whole number", float: "a number", list: f"a list of 1 to {max(length, default=1)} whole numbers"}
-            expected = f"{expected[kind]} from {least:,} to {most:,}"
+            expected = {int: "a whole number", float: "a number"}.get(kind) or f"a list of 1 to {length[0]} whole numbers"
+            expected += f" from {least:,} to {most:,}"
         if not fits:
             raise ValueError(f"SETTINGS: {name} is {value!r}, expected {expected}")
 

@@ -79,7 +79,8 @@ def test_the_code_s_sum_takes_no_notice_of_settings_and_comments(tmp_path, monke
     path = copy_project(tmp_path / "copy") / "notebooks" / "02_three_block_cnn.ipynb"
     monkeypatch.setattr(utils, "ROOT", tmp_path / "copy")
     sums = [sweep.code_sha256("three_block_cnn")]
-    for old, new in (('\\"learning_rate\\": 0.02, \\"sched', '\\"learning_rate\\": 0.03, \\"sched'), ("# one device, or", "# a device, or"), ("he_normal", "he_uniform")):
+    for old, new in (('\\"learning_rate\\": 0.02, \\"sched', '\\"learning_rate\\": 0.03, \\"sched'),
+                     ("# one device, or", "# a device, or"), ("he_normal", "he_uniform")):
         text = path.read_text(encoding="utf-8")
         assert old in text
         path.write_text(text.replace(old, new), encoding="utf-8")
