@@ -1,32 +1,52 @@
-# make run     the whole study, from the data to the README's tables
-# make test    unit tests, and every notebook in the quick profile
-# make lab     Jupyter
-# make experiment MODEL=vgg16_transfer SET="hidden_units=64,128 dropout=0.3"   what changes of settings are worth
-# make figures every figure and the README's tables, from results/
-# make seeds   five training runs of each model; SEEDS="0 1 2" for others
-# make ladder  what each step of notebooks 02 and 03 is worth, by cross-validation
-# make bench   what the study costs on this machine
-# make export  the model that the service runs, from the study's
-# make serve   the service and its page on 127.0.0.1:8000
-# make lock    new versions in requirements.txt; UPGRADE=--upgrade for the newest
-.PHONY: run test lab experiment figures seeds ladder bench export serve bench-serve fuzz lock clean
+# `make` alone lists the commands.
+.PHONY: help run test lab experiment figures seeds ladder bench export serve bench-serve fuzz check-results lint lock metal
 
-# The newest Python of those supported that can make a virtual environment. Another: make PYTHON=/path/to/python run
-PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python; do \
+help:
+	@echo 'make run          the whole study, from the data to the table of the README'
+	@echo 'make test         unit tests, and every notebook in the quick profile'
+	@echo 'make lab          Jupyter'
+	@echo 'make experiment   what changes of parameters are worth:'
+	@echo '                  make experiment MODEL=vgg16_transfer SET="hidden_units=64,128 dropout=0.3"'
+	@echo 'make figures      the table of the README and the figures of notebook 04, from results/'
+	@echo 'make seeds        five training runs of each model; SEEDS="0 1 2" for others'
+	@echo 'make ladder       what each step of notebooks 02 and 03 is worth, by cross-validation'
+	@echo 'make bench        what the study costs on this machine'
+	@echo 'make export       the model that the service runs, from that of the study'
+	@echo 'make serve        the service and its page on 127.0.0.1:8000'
+	@echo 'make bench-serve  how fast the service answers on this machine'
+	@echo 'make fuzz         the service under damaged photos; FUZZ=3000 of them'
+	@echo 'make check-results  whether the committed results, notebooks and README belong together'
+	@echo 'make lint         ruff: mistakes and layout, notebooks too'
+	@echo 'make lock         uv.lock and the requirements from pyproject.toml; UPGRADE=--upgrade for the newest'
+	@echo
+	@echo 'experiment, seeds and ladder take WORKERS=2 (processes) or DASK=tcp://SCHEDULER:8786 (a cluster).'
+	@echo 'Packages go to .venv and .venv-serve here. Another Python: make PYTHON=/path/to/python run'
+
+# The newest Python of those supported that can make a virtual environment, or the one that PYTHON names.
+FITTING = $(shell for python in $(or $(PYTHON),python3.13 python3.12 python3.11 python3 python); do \
 	$$python -c 'import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
 	&& echo $$python && break; done)
-NEED_PYTHON = $(if $(PYTHON),,$(error No Python 3.11, 3.12 or 3.13 with venv found: install one \
-	(on Debian and Ubuntu: apt install python3 python3-venv; elsewhere from python.org), \
-	or name it: make PYTHON=/path/to/python run))
+define NO_PYTHON
+No Python 3.11, 3.12 or 3.13 with venv found$(if $(PYTHON), as $(PYTHON)) (there is no TensorFlow for 3.14 yet).
+  Debian, Ubuntu:  apt install python3 python3-venv
+  anywhere, by uv: uv python install 3.13
+                   make PYTHON=$$(uv python find 3.13) run
+  or from python.org
+endef
+NEED_PYTHON = $(if $(FITTING),,$(error $(NO_PYTHON)))
+
+UV_VERSION := 0.13.9
 BIN := .venv/bin
 SERVE := .venv-serve/bin
-PIP := -m pip install --quiet --disable-pip-version-check --constraint requirements.txt
+PIP := -m pip install --quiet --disable-pip-version-check
 SEEDS ?= 0 1 2 3 4
 FUZZ ?= 3000
 # Sweeps in several processes (WORKERS=2) or on a Dask cluster (DASK=tcp://scheduler:8786).
 SPREAD = $(if $(WORKERS),--workers $(WORKERS)) $(if $(DASK),--dask $(DASK))
+# uv trusts the certificates that the system trusts, as pip does.
+export UV_SYSTEM_CERTS := 1
 
-run: .venv/ready
+run: .venv/ready metal
 	$(BIN)/python scripts/run_study.py
 
 test: .venv/ready-test .venv-serve/ready
@@ -34,28 +54,29 @@ test: .venv/ready-test .venv-serve/ready
 	SHIP_TRUCK_PROFILE=quick SHIP_TRUCK_SERVE=$(SERVE)/python $(BIN)/python -m pytest \
 		--numprocesses auto --maxprocesses 4
 
-lab: .venv/ready
+lab: .venv/ready metal
 	$(BIN)/jupyter lab notebooks
 
-experiment: .venv/ready$(if $(DASK),-cluster)
-	$(BIN)/python scripts/experiment.py "$(MODEL)" "$(SET)" $(SPREAD)
+experiment: .venv/ready$(if $(DASK),-cluster) metal
+	$(BIN)/python scripts/sweep.py experiment "$(MODEL)" "$(SET)" $(SPREAD)
 
 figures: .venv/ready
-	$(BIN)/python scripts/figures.py
-
-seeds: .venv/ready$(if $(DASK),-cluster)
-	$(BIN)/python scripts/sweep.py seeds --seeds $(SEEDS) $(SPREAD)
 	$(BIN)/python scripts/run_study.py 04
 
-ladder: .venv/ready$(if $(DASK),-cluster)
+seeds: .venv/ready$(if $(DASK),-cluster) metal
+	$(BIN)/python scripts/sweep.py seeds --seeds $(SEEDS) $(SPREAD)
+	$(BIN)/python scripts/run_study.py 04 05
+
+ladder: .venv/ready$(if $(DASK),-cluster) metal
 	$(BIN)/python scripts/sweep.py ladder $(SPREAD)
 
-bench: .venv/ready
+bench: .venv/ready metal
 	$(BIN)/python scripts/benchmark.py
 	$(BIN)/python scripts/run_study.py 04
 
 export: .venv/ready-export
 	$(BIN)/python service/export.py
+	$(BIN)/python scripts/run_study.py 08
 
 serve: .venv-serve/ready
 	$(SERVE)/python service/app.py
@@ -67,30 +88,56 @@ bench-serve: .venv/ready-bench .venv-serve/ready
 fuzz: .venv/ready-test
 	SHIP_TRUCK_FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/test_service.py -k damaged_photos
 
-lock: .venv/ready-lock
-	$(BIN)/python scripts/lock.py $(UPGRADE)
+check-results: .venv/ready
+	$(BIN)/python scripts/check_results.py
+
+lint: .venv/ready-lint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+EXPORT := $(BIN)/uv export --quiet --frozen --no-hashes --no-annotate
+lock: .venv/uv-$(UV_VERSION)
+	$(BIN)/uv lock $(UPGRADE)
+	$(EXPORT) --output-file requirements.txt
+	$(EXPORT) --only-group serve --output-file service/requirements.txt
+
+# Says nothing elsewhere: only a Mac can have it, and only if its owner installed it.
+metal: .venv/ready
+	@$(BIN)/python -c 'from importlib.metadata import version; version("tensorflow-metal")' 2>/dev/null && echo \
+		'Warning: tensorflow-metal is in .venv. The networks train wrongly with it: $(BIN)/pip uninstall tensorflow-metal' \
+		>&2 || true
+
+# $(call install,ARGUMENTS,NAME): uv installs what uv.lock has for these arguments. Where only pip is told the way to
+# the index (a mirror in its configuration), pip installs the same. Neither removes what a reader has added.
+define install
+	@echo 'Installs into .venv what uv.lock has for: $(2)'
+	@UV_PROJECT_ENVIRONMENT=.venv $(BIN)/uv sync --quiet --frozen --inexact --python $(BIN)/python $(1) || { \
+		echo 'uv could not, so pip tries.' >&2; \
+		$(BIN)/uv export --quiet --frozen $(1) --output-file .venv/wanted.txt \
+		&& $(BIN)/python $(PIP) --requirement .venv/wanted.txt; }
+	@touch $@
+endef
 
 # The marks are written last, so that an interrupted set-up starts again.
-.venv/ready: requirements.txt environment.yml
+.venv/uv-$(UV_VERSION):
 	$(NEED_PYTHON)
-	$(PYTHON) -m venv .venv
-	$(BIN)/python $(PIP) pip
-	sed -n 's/^      - \([a-z][a-z0-9-]*\) .*/\1/p' environment.yml > .venv/names.txt
-	$(BIN)/python $(PIP) --requirement .venv/names.txt
+	$(FITTING) -m venv .venv
+	$(BIN)/python $(PIP) uv==$(UV_VERSION)
 	touch $@
+
+.venv/ready: .venv/uv-$(UV_VERSION) uv.lock
+	$(call install,,the study)
+
+.venv/ready-lint: .venv/uv-$(UV_VERSION) uv.lock
+	$(call install,--only-group lint,lint)
 
 # What a command needs besides: a group of pyproject.toml.
-.venv/ready-%: .venv/ready pyproject.toml
-	$(BIN)/python $(PIP) --group $*
-	touch $@
+.venv/ready-%: .venv/ready
+	$(call install,--group $*,$*)
 
 # Serving needs no TensorFlow, so it has an environment of its own.
-.venv-serve/ready: service/requirements.txt requirements.txt
+.venv-serve/ready: service/requirements.txt
 	$(NEED_PYTHON)
-	$(PYTHON) -m venv .venv-serve
-	$(SERVE)/python -m pip install --quiet --disable-pip-version-check --requirement service/requirements.txt
+	$(FITTING) -m venv .venv-serve
+	$(SERVE)/python $(PIP) --requirement service/requirements.txt
 	touch $@
-
-clean:
-	rm -rf .venv .venv-serve cache scratch data/png
-	find . -name '.unfinished-*' -delete
