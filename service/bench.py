@@ -1,14 +1,16 @@
-"""Measure the service: start, memory, one client on one core, eight at once, slow ones. `make bench-serve` calls this.
+"""Measure the service: start, memory, one client on one core, eight at once. `make bench-serve` calls this.
 
     python service/bench.py PYTHON   PYTHON: the interpreter of an environment with service/requirements.txt
 
 The photos are 640x480 JPEG files, enlarged test images, sent by threads of this process. The numbers go to
-results/serve.json, service/README.md and README.md. What this system can't measure is left out, and said to be.
+results/serve.json and service/README.md. What this system can't measure is left out, and said to be.
 """
 
 import contextlib
+import json
 import os
 import platform
+import re
 import socket
 import statistics
 import subprocess
@@ -24,12 +26,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
-from scripts import figures
 
-APP = Path(__file__).resolve().parent / "app.py"
-SECONDS = 20  # of load, each time
+SERVICE = Path(__file__).resolve().parent
 STARTS = 5
-SLOW_CLIENTS, SLOW_BYTES = 200, 9_500_000
+ROUNDS = 10  # in which each photo is sent once
 
 
 def jpeg_photos(count=50):
@@ -57,133 +57,102 @@ def server(python, photo, cores=None):
     """
     port = free_port()
     address = f"http://127.0.0.1:{port}"
+    environment = {**os.environ, "HOST": "127.0.0.1", "PORT": str(port)}
     started = time.perf_counter()
-    process = subprocess.Popen([python, APP], env={**os.environ, "PORT": str(port)}, stderr=subprocess.DEVNULL,
-                               preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None)
+    process = psutil.Popen([python, SERVICE / "app.py"], env=environment, stderr=subprocess.DEVNULL)
     try:
+        if cores:
+            process.cpu_affinity(cores)
         while True:
             try:
                 requests.post(f"{address}/detect", files={"image": photo}, timeout=10).raise_for_status()
                 break
             except requests.ConnectionError:
                 if process.poll() is not None:
-                    raise RuntimeError(f"the service ended with status {process.returncode}; "
-                                       f"run `{python} service/app.py` to see why") from None
+                    raise RuntimeError(
+                        f"the service ended with status {process.returncode}; run `{python} service/app.py` to see why"
+                    ) from None
                 time.sleep(0.01)
-        yield address, psutil.Process(process.pid), time.perf_counter() - started
+        yield address, process, time.perf_counter() - started
     finally:
         process.terminate()
         process.wait()
 
 
-def load(address, clients, photos, seconds=SECONDS):
-    """Let clients post photos without a pause.
+def load(address, clients, photos):
+    """Let that many clients post photos without a pause; return how many requests, how they went and their times."""
+    with requests.Session() as session, ThreadPoolExecutor(clients) as pool:
 
-    Returns {"clients", "requests", "failures", "median_ms", "p95_ms", "a_second"}.
-    """
-    until = time.perf_counter() + seconds
+        def post(data):
+            started = time.perf_counter()
+            answer = session.post(f"{address}/detect", files={"image": data}, timeout=60)
+            return answer.status_code, 1000 * (time.perf_counter() - started)
 
-    def client(number):
-        times, failures = [], 0
-        with requests.Session() as session:
-            while time.perf_counter() < until:
-                started, data = time.perf_counter(), photos[(number + len(times)) % len(photos)]
-                try:
-                    answer = session.post(f"{address}/detect", files={"image": data}, timeout=60)
-                    failures += answer.status_code != 200 or "probabilities" not in answer.json()
-                except requests.RequestException:
-                    failures += 1
-                times.append(1000 * (time.perf_counter() - started))
-        return times, failures
-
-    with ThreadPoolExecutor(clients) as pool:
-        found = list(pool.map(client, range(clients)))
-    times = sorted(time for times, _ in found for time in times)
-    return {"clients": clients, "requests": len(times), "failures": sum(failures for _, failures in found),
-            "median_ms": round(statistics.median(times)), "p95_ms": round(times[int(0.95 * len(times))]),
-            "a_second": round(len(times) / seconds, 1)}
-
-
-def slow_clients(address, process, photo, seconds=10):
-    """Let many clients send large photos that don't come to their end, for some seconds; then send a proper photo.
-
-    Returns {"clients", "sent_mb", "rss_mb": the most that the process held meanwhile, "answered_ms" or None}.
-    """
-    host, port = address.removeprefix("http://").split(":")
-    head = (b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
-            b"Content-Length: 10000000\r\n\r\n--x\r\n")
-    most = sent = 0
-    with contextlib.ExitStack() as stack:
-        left = {stack.enter_context(socket.create_connection((host, int(port)))): memoryview(head + bytes(SLOW_BYTES))
-                for _ in range(SLOW_CLIENTS)}
-        until = time.perf_counter() + seconds
-        while time.perf_counter() < until:
-            for connection, data in list(left.items()):
-                connection.setblocking(False)
-                try:
-                    count = connection.send(data[:1_000_000]) if data else 0
-                    left[connection], sent = data[count:], sent + count
-                except BlockingIOError:  # the service does not read it at the moment
-                    pass
-                except OSError:  # it has ended this upload
-                    del left[connection]
-            most = max(most, process.memory_info().rss)
         started = time.perf_counter()
-        answer = requests.post(f"{address}/detect", files={"image": photo}, timeout=60)
-        answered = round(1000 * (time.perf_counter() - started)) if answer.status_code == 200 else None
-        return {"clients": SLOW_CLIENTS, "sent_mb": round(sent / 1e6), "answered_ms": answered,
-                "rss_mb": round(max(most, process.memory_info().rss) / 1e6)}
+        statuses, times = zip(*pool.map(post, photos * ROUNDS), strict=True)
+        seconds = time.perf_counter() - started
+    return {
+        "clients": clients,
+        "requests": len(times),
+        "failures": sum(status != 200 for status in statuses),
+        "median_ms": round(statistics.median(times)),
+        "p95_ms": round(sorted(times)[int(0.95 * len(times))]),
+        "a_second": round(len(times) / seconds, 1),
+    }
 
 
 def measure(python):
     """Return all measurements."""
-    photos, starts = jpeg_photos(), []
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None  # Linux only
+    photos, starts, one = jpeg_photos(), [], None
     for _ in range(STARTS):
         with server(python, photos[0]) as (_, _, seconds):
             starts.append(round(seconds, 3))
-    one = None
-    if cores:
-        with server(python, photos[0], cores[:1]) as (address, _, _):
+    if hasattr(psutil.Process, "cpu_affinity"):  # not on macOS
+        with server(python, photos[0], psutil.Process().cpu_affinity()[:1]) as (address, _, _):
             one = load(address, 1, photos)
     with server(python, photos[0]) as (address, process, _):
         before = process.memory_info().rss
         eight = load(address, 8, photos)
         after = process.memory_info().rss
-    with server(python, photos[0]) as (address, process, _):
-        slow = slow_clients(address, process, photos[0])
-    return {"machine": f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}",
-            "start_seconds": starts, "rss_mb": [round(before / 1e6), round(after / 1e6)],
-            "one_client_one_core": one, "eight_clients": eight, "slow_clients": slow}
+    return {
+        "machine": f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}",
+        "start_seconds": starts,
+        "rss_mb": [round(before / 1e6), round(after / 1e6)],
+        "one_client_one_core": one,
+        "eight_clients": eight,
+    }
 
 
 def table(found):
     """Return measurements as a Markdown table."""
-    one, eight, slow = found["one_client_one_core"], found["eight_clients"], found["slow_clients"]
-    rows = [("", "wanted", "measured"), ("---", "---:", "---:"),
-            (f"process start to first answer, median of {len(found['start_seconds'])} (slowest)", "2 s",
-             f"{statistics.median(found['start_seconds']):.2f} s ({max(found['start_seconds']):.2f} s)"),
-            ("resident memory after the first answer / after 8 clients", "300 MB",
-             "{} / {} MB".format(*found["rss_mb"])),
-            ("one client, server on one core, median / 95th percentile" + (f" of {one['requests']:,}" if one else ""),
-             "60 ms", f"{one['median_ms']} / {one['p95_ms']} ms" if one else "not on this system"),
-            ("eight clients at once, lost", "0", f"{eight['failures']} of {eight['requests']:,}"),
-            ("eight clients at once, median / 95th percentile", "", f"{eight['median_ms']} / {eight['p95_ms']} ms"),
-            ("eight clients at once, photos a second", "", f"{eight['a_second']}"),
-            (f"memory, while {slow['clients']} clients send {slow['sent_mb']:,} MB and don't finish", "300 MB",
-             f"{slow['rss_mb']} MB"),
-            ("a proper photo meanwhile, answered after", "",
-             "not answered" if slow["answered_ms"] is None else f"{slow['answered_ms']} ms")]
-    return "".join("| " + " | ".join(row) + " |\n" for row in rows) + f"\nOn {found['machine']}.\n"
+    starts, one, eight = found["start_seconds"], found["one_client_one_core"], found["eight_clients"]
+    start = f"{statistics.median(starts):.2f} s ({max(starts):.2f} s)"
+    one_ms = f"{one['median_ms']} / {one['p95_ms']} ms" if one else "not on this system"
+    return f"""|  | wanted | measured |
+| --- | ---: | ---: |
+| start to first answer, median (slowest) of {len(starts)} | 2 s | {start} |
+| memory after the first answer / after 8 clients | 300 MB | {found["rss_mb"][0]} / {found["rss_mb"][1]} MB |
+| one client, server on one core, median / 95th percentile | 60 ms | {one_ms} |
+| eight clients at once, lost | 0 | {eight["failures"]} of {eight["requests"]:,} |
+| eight clients at once, median / 95th percentile |  | {eight["median_ms"]} / {eight["p95_ms"]} ms |
+| eight clients at once, photos a second |  | {eight["a_second"]} |
+
+On {found["machine"]}.
+"""
 
 
 def main():
-    exported = utils.read_json(utils.ROOT / "results" / "export.json", made_by="make export")
-    found = measure(sys.argv[1]) | {"settings": exported["settings"]}
-    utils.save_json(utils.OUTPUT / "results" / "serve.json", found)
+    found = measure(sys.argv[1])
+    readme = SERVICE / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    filled = re.sub(r"(?<=<!-- serve -->\n).*(?=<!-- /serve -->)", lambda _: table(found), text, flags=re.DOTALL)
+    for path, content in (
+        (utils.ROOT / "results" / "serve.json", json.dumps(found, indent=1) + "\n"),
+        (readme, filled),
+    ):
+        with utils.atomic_write(path) as temporary:
+            temporary.write_text(content, encoding="utf-8")
     print(table(found))
-    figures.fill_in("service/README.md", "serve", table(found))
-    figures.fill_in_serve()
 
 
 if __name__ == "__main__":
