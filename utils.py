@@ -4,39 +4,26 @@ Images are uint8 RGB arrays (n, 32, 32, 3), labels uint8 (0 = ship, 1 = truck), 
 TensorFlow takes seconds to load, so only the functions that need it import it.
 """
 
-import builtins
 import contextlib
+import datetime
 import hashlib
+import inspect
 import json
 import os
 import platform
-import symtable
+import subprocess
 import sys
+import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
-from IPython import get_ipython
 from scipy.stats import binomtest
-from sklearn.model_selection import train_test_split
+from sklearn.metrics import ConfusionMatrixDisplay
+from sklearn.model_selection import StratifiedKFold, train_test_split
 from tqdm import tqdm
-
-os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # several processes may share a GPU
-IN_NOTEBOOK = hasattr(get_ipython(), "kernel")
-if IN_NOTEBOOK:
-    # TensorFlow's start-up notes would stand in red in every notebook, and some ignore the log level.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    _stderr = os.dup(2)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    try:
-        import tensorflow
-        tensorflow.constant(0)  # the last note comes with the first tensor
-        tensorflow.get_logger().setLevel("ERROR")  # a new graph for each set of features is meant, no need to warn
-    finally:
-        os.dup2(_stderr, 2)
 
 # --- Where things are, and the two profiles --------------------------------------------------
 
@@ -46,14 +33,16 @@ if PROFILE not in ("full", "quick"):
     raise ValueError(f"SHIP_TRUCK_PROFILE is {PROFILE!r}; set it to 'full' or 'quick', or unset it")
 QUICK = PROFILE == "quick"
 # A quick run only proves that the code works, so it must never touch what a full run made.
-OUTPUT = ROOT / "scratch" if QUICK else ROOT
-CACHE = OUTPUT / "cache"
+CACHE = (ROOT / "scratch" if QUICK else ROOT) / "cache"
+# Sweeps give each of their runs a folder of its own.
+OUTPUT = Path(os.environ.get("SHIP_TRUCK_OUTPUT", CACHE.parent))
 
 DATA = ROOT / "data"
+# Of the arrays in each file: however it packs them, nobody's images and weights differ in a single bit
 SHA256 = {
-    "ship_truck.npz": "af28da5ffb90eb5a8b23477a6cd05ba27e142e4aef7e84e7b02358c91c00c527",
-    "other_classes.npz": "9792bf1bab0bfec25efaa1842628cc5de35bd779f13af13da57f3ecb7f2cfc0d",
-    "vgg16_imagenet_notop.weights.h5": "9b8947ba611ca122d68a25ec0ae3a39afd995bd7b6a63d022f7522f1b5999448",
+    "ship_truck.npz": "3f50be9c42b0478864cda7b2d9fad4555e57c6d7521080a8ad5fe49ffd84e6a7",
+    "other_classes.npz": "bb87212b0ea6ffecf8b7d39b4aa75677ccfea5d439a58af28480f3a63c2a6b08",
+    "vgg16_imagenet_notop.weights.h5": "b436d216aaced47ce93513eba2f17a8ed7efe26c68eaa1a88f16821abbbc35f6",
 }
 CLASS_NAMES = ("ship", "truck")
 
@@ -88,16 +77,16 @@ def atomic_write(path):
 
 # --- The images ------------------------------------------------------------------------------
 
-def verify_file(path):
-    """Raise FileNotFoundError or ValueError unless a data file exists and has the SHA-256 that belongs to its name."""
-    path = Path(path)
-    way_back = f"Restore it with `git checkout -- data/{path.name}`, or rebuild it as data/README.md says."
-    if not path.is_file():
-        raise FileNotFoundError(f"{relative(path)} is missing. {way_back}")
-    with open(path, "rb") as file:
-        found, expected = hashlib.file_digest(file, "sha256").hexdigest(), SHA256[path.name]
-    if found != expected:
-        raise ValueError(f"{relative(path)} is damaged: its SHA-256 is {found}, expected {expected}. {way_back}")
+
+IMAGE_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+def images_sha256(arrays):
+    """Return the SHA-256 over arrays, one after another; how a file packs them makes no difference."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
 
 
 def load_images(path):
@@ -105,30 +94,66 @@ def load_images(path):
 
     Raises FileNotFoundError or ValueError where the file is missing or damaged.
     """
-    verify_file(path)
-    with np.load(path) as arrays:
-        return tuple(arrays[name] for name in ("x_train", "y_train", "x_test", "y_test"))
+    path = Path(path)
+    way_back = f"Restore it with `git checkout -- data/{path.name}`, or rebuild it as data/README.md says."
+    if not path.is_file():
+        raise FileNotFoundError(f"{relative(path)} is missing. {way_back}")
+    try:
+        with np.load(path) as file:
+            arrays = tuple(file[name] for name in IMAGE_ARRAYS)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{relative(path)} is damaged ({error}). {way_back}") from None
+    sha256, expected = images_sha256(arrays), SHA256[path.name]
+    if sha256 != expected:
+        raise ValueError(
+            f"{relative(path)} holds other images: their SHA-256 is {sha256}, expected {expected}. {way_back}"
+        )
+    return arrays
 
 
-def split_indices(y_train, validation_fraction=0.1, seed=0):
-    """Return indices (training, validation) of the stratified split that every notebook uses."""
-    return train_test_split(np.arange(len(y_train)), test_size=validation_fraction, stratify=y_train,
-                            random_state=seed)
+def load_training_images():
+    """Return the 10,000 training images (n, 32, 32, 3) uint8 and their labels (n,); 500 of them in the quick profile."""
+    x, y, _, _ = load_images(DATA / "ship_truck.npz")
+    every = full_or_quick(1, 20)
+    return x[::every], y[::every]
 
 
-def load_splits():
-    """Return ((x_train, y_train), (x_validation, y_validation), (x_test, y_test)), as uint8.
+def load_test_images(fold=-1):
+    """Return the 2,000 test images (n, 32, 32, 3) uint8 and their labels (n,); 200 of them in the quick profile.
 
-    9,000, 1,000 and 2,000 images in the full profile; a stratified 400, 100 and 200 in the quick one.
+    Raises ValueError in a run by folds, which must not read them: sweeps leave out the cells that do.
     """
-    x, y, x_test, y_test = load_images(DATA / "ship_truck.npz")
-    training, validation = split_indices(y)
-    test = np.arange(len(y_test))
-    if QUICK:
-        def some(indices, labels, n):
-            return train_test_split(indices, train_size=n, stratify=labels[indices], random_state=0)[0]
-        training, validation, test = some(training, y, 400), some(validation, y, 100), some(test, y_test, 200)
-    return (x[training], y[training]), (x[validation], y[validation]), (x_test[test], y_test[test])
+    fold = int(os.environ.get("SHIP_TRUCK_FOLD", fold))
+    if fold != -1:
+        raise ValueError(
+            f"fold is {fold}, and a run by folds must not read the test set: `make experiment` leaves out the cells "
+            "tagged test-set; set fold to -1, or end the run before this cell"
+        )
+    _, _, x, y = load_images(DATA / "ship_truck.npz")
+    every = full_or_quick(1, 10)
+    return x[::every], y[::every]
+
+
+FOLDS = 5
+
+
+def split_indices(y, fold=-1, validation_fraction=0.1, seed=0):
+    """Return indices (training, validation) into the training images, both with as many ships as trucks.
+
+    y: their labels (n,). fold: -1 for the split that every notebook uses, a tenth for validation; 0 to 4 for a fold of
+    cross-validation, whose validation images are a fifth. Raises ValueError for another fold.
+    """
+    if fold not in range(-1, FOLDS):
+        raise ValueError(
+            f"fold is {fold!r}, expected 0 to {FOLDS - 1} for a fold, or -1 for the split of the notebooks"
+        )
+    split = train_test_split(np.arange(len(y)), test_size=validation_fraction, stratify=y, random_state=seed)
+    if fold == -1:
+        return split
+    indices = np.concatenate(split)
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(indices, y[indices])
+    training, validation = list(folds)[fold]
+    return indices[training], indices[validation]
 
 
 def plot_images(images, titles=None, columns=10, size=0.9):
@@ -137,12 +162,12 @@ def plot_images(images, titles=None, columns=10, size=0.9):
     size: width of one image in inches. titles: one short line an image, or None.
     """
     rows = max(1, -(-len(images) // columns))
-    figure, axes = plt.subplots(rows, columns, squeeze=False, layout="constrained",
-                                figsize=(columns * size, rows * (size + (0.22 if titles else 0))))
+    height = rows * (size + (0.22 if titles else 0))
+    figure, axes = plt.subplots(rows, columns, squeeze=False, layout="constrained", figsize=(columns * size, height))
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     for axis in axes.flat:
         axis.axis("off")
-    for index, (axis, image) in enumerate(zip(axes.flat, images)):
+    for index, (axis, image) in enumerate(zip(axes.flat, images, strict=False)):
         axis.imshow(image, interpolation="nearest")
         if titles:
             axis.set_title(titles[index], fontsize=8, pad=2)
@@ -151,17 +176,37 @@ def plot_images(images, titles=None, columns=10, size=0.9):
 
 def progress(total, unit):
     """Return a progress bar (tqdm's) of one line: bar.update(n) moves it, `with` closes it. A log gets few states."""
-    live = IN_NOTEBOOK or sys.stdout.isatty()
-    return tqdm(total=total, unit=unit, file=sys.stdout, ascii=".#", mininterval=0.1 if live else 60,
-                bar_format="[{bar:30}] {n:,} of {total:,} {unit}{postfix}")
+    live = sys.stdout.isatty() or "ipykernel" in sys.modules
+    layout = "[{bar:30}] {n:,} of {total:,} {unit}{postfix}"
+    return tqdm(total=total, unit=unit, file=sys.stdout, ascii=".#", mininterval=0.1 if live else 60, bar_format=layout)
 
 
 # --- Training and judging --------------------------------------------------------------------
+
+
+def start_tensorflow():
+    """Load TensorFlow without its start-up notes, which would stand in red under the first cell."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # several processes may share a GPU
+    # Some notes ignore the log level, so the process's stderr is turned away for this moment.
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        import tensorflow as tf
+
+        tf.constant(0)  # the last note comes with the first tensor
+        tf.get_logger().setLevel("ERROR")  # a new graph for each set of features is meant, no need to warn
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+
 
 def set_seed(seed):
     """Seed Python, NumPy and TensorFlow and ask for deterministic kernels: same seed, same numbers."""
     import keras
     import tensorflow as tf
+
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
 
@@ -169,14 +214,26 @@ def set_seed(seed):
 def strategy():
     """Return how training is spread: over all GPUs where there are several, else over TensorFlow's default device."""
     import tensorflow as tf
+
     several = len(tf.config.list_logical_devices("GPU")) > 1
     return tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()
 
 
 def training_progress(epochs):
-    """Return a Keras callback that shows training as one line, for fit(verbose=0, callbacks=[…])."""
+    """Return a Keras callback that shows training as one line, for fit(verbose=0, callbacks=[…]).
+
+    It raises RuntimeError where the network was trained before: with its cell run again in Jupyter, training would go on
+    after the end of its schedule, and be taken for an ordinary run.
+    """
     import keras
-    bar = progress(epochs, "epochs")
+
+    bar, began = progress(epochs, "epochs"), False
+
+    def on_train_begin(logs):
+        nonlocal began
+        if not began and int(callback.model.optimizer.iterations) > 0:
+            raise RuntimeError("this network has been trained already: run the cells again from where it is made")
+        began = True
 
     def on_epoch_end(epoch, logs):
         bar.set_postfix_str("accuracy {accuracy:.4f} (validation {val_accuracy:.4f})".format(**logs), refresh=False)
@@ -184,7 +241,31 @@ def training_progress(epochs):
         if epoch + 1 == epochs:
             bar.close()
 
+    callback = keras.callbacks.LambdaCallback(on_train_begin=on_train_begin, on_epoch_end=on_epoch_end)
+    return callback
+
+
+def watch_accuracy(network, x, y, accuracies):
+    """Return a Keras callback that appends the network's accuracy on (x, y) to a list after each epoch."""
+    import keras
+
+    def on_epoch_end(epoch, logs):
+        logits = network.predict(x, batch_size=500, verbose=0)
+        accuracies.append(float(((logits.ravel() >= 0) == y).mean()))
+
     return keras.callbacks.LambdaCallback(on_epoch_end=on_epoch_end)
+
+
+def count_parameters(*models):
+    """Return {"trainable": …, "frozen": …} over the weights of all models; a normalisation's statistics are neither."""
+
+    def count(weights):
+        return sum(int(np.prod(weight.shape)) for weight in weights if not weight.name.startswith("moving_"))
+
+    return {
+        "trainable": sum(count(model.trainable_weights) for model in models),
+        "frozen": sum(count(model.non_trainable_weights) for model in models),
+    }
 
 
 def score(y, probability):
@@ -209,17 +290,30 @@ def format_score(score):
     return f"{score['accuracy']:.2%} of {score['n']:,} (95 % interval {low:.2%} to {high:.2%})"
 
 
+def plot_confusion(y, probability):
+    """Draw how often each class was called which, as a confusion matrix; return the figure."""
+    called = np.asarray(probability).reshape(-1) >= 0.5
+    figure, axis = plt.subplots()
+    ConfusionMatrixDisplay.from_predictions(
+        y, called, display_labels=CLASS_NAMES, cmap="Blues", colorbar=False, ax=axis
+    )
+    axis.grid(False)
+    return figure
+
+
 def plot_errors(x, y, probability, most=30):
-    """Draw the images on the wrong side of 0.5, surest first, with the wrong class's probability; return the figure."""
+    """Draw the images on the wrong side of 0.5, the most confident errors first, with the probability of the wrong
+    class; return the figure."""
     probability = np.asarray(probability).reshape(-1)
-    surety = np.abs(probability - 0.5)
+    margin = np.abs(probability - 0.5)
     wrong = np.flatnonzero((probability >= 0.5) != y)
-    wrong = wrong[np.argsort(-surety[wrong], kind="stable")][:most]
-    titles = [f"{CLASS_NAMES[1 - y[i]]}? {0.5 + surety[i]:.2f}" for i in wrong]
+    wrong = wrong[np.argsort(-margin[wrong], kind="stable")][:most]
+    titles = [f"{CLASS_NAMES[1 - y[i]]}? {0.5 + margin[i]:.2f}" for i in wrong]
     return plot_images(x[wrong], titles, size=0.95)
 
 
-# --- VGG16 and the models to keep ------------------------------------------------------------
+# --- VGG16's features ------------------------------------------------------------------------
+
 
 def load_vgg16(weights=DATA / "vgg16_imagenet_notop.weights.h5"):
     """Return VGG16's 13 frozen convolutions (Simonyan & Zisserman 2015), input (None, None, 3).
@@ -228,28 +322,94 @@ def load_vgg16(weights=DATA / "vgg16_imagenet_notop.weights.h5"):
     ValueError where the file is missing or damaged.
     """
     import keras
-    if weights != "imagenet":
-        verify_file(weights)
-    base = keras.applications.VGG16(include_top=False, weights=str(weights))
+
+    way_back = f"Restore it with `git checkout -- {relative(weights)}`, or make it anew as notebook 03 says."
+    if weights != "imagenet" and not Path(weights).is_file():
+        raise FileNotFoundError(f"{relative(weights)} is missing. {way_back}")
+    try:
+        base = keras.applications.VGG16(include_top=False, weights=str(weights))
+    except OSError as error:
+        raise ValueError(f"{relative(weights)} is damaged ({error}). {way_back}") from None
+    sha256, expected = weights_sha256(base), SHA256["vgg16_imagenet_notop.weights.h5"]
+    if weights != "imagenet" and sha256 != expected:
+        raise ValueError(
+            f"{relative(weights)} holds other weights: their SHA-256 is {sha256}, expected {expected}. {way_back}"
+        )
     base.trainable = False
     return base
+
+
+def weights_sha256(model):
+    """Return the SHA-256 over a model's weights."""
+    digest = hashlib.sha256()
+    for array in model.get_weights():
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def vgg16_extractor(base, image_size, layer, grid):
     """Return a model from 32x32 RGB images (n, 32, 32, 3), 0 to 255, to VGG16's features (n, cells * channels).
 
     The images are enlarged to image_size x image_size (bilinear) and get VGG16's own preprocessing (BGR, ImageNet's
-    mean subtracted). The layer's output is averaged over grid x grid cells (grid divides its width) and flattened.
+    mean subtracted). The layer's output is averaged over grid x grid cells and flattened. Raises ValueError where
+    there is no such layer, or the grid does not divide its width.
     """
     import keras
+
+    layers = [part.name for part in base.layers if part.name.startswith("block")]
+    if layer not in layers:
+        raise ValueError(f"layer is {layer!r}, expected one of VGG16's: {', '.join(layers)}")
     trunk = keras.Model(base.input, base.get_layer(layer).output, name="vgg16_convolutions")
     trunk.trainable = False
     inputs = keras.Input((32, 32, 3))
     x = keras.layers.Resizing(image_size, image_size)(inputs)
     # As a layer the mean is a part of each graph that is made of it; otherwise an export to ONNX would ask for it.
     x = trunk(keras.layers.Lambda(keras.applications.vgg16.preprocess_input, name="preprocess")(x))
-    x = keras.layers.AveragePooling2D(max(1, x.shape[1] // grid))(x)
+    width = x.shape[1]
+    grids = [cells for cells in range(1, width + 1) if width % cells == 0]
+    if grid not in grids:
+        possible = ", ".join(map(str, grids))
+        raise ValueError(f"grid is {grid!r}; at {image_size} px {layer} is {width} cells wide, divided by {possible}")
+    x = keras.layers.AveragePooling2D(width // grid)(x)
     return keras.Model(inputs, keras.layers.Flatten()(x))
+
+
+def vgg16_features(base, x, image_size, layer, grid, mirror):
+    """Return features (n, 1, d) float16 of images (n, 32, 32, 3) uint8, or (n, 2, d) with their mirror images.
+
+    They are computed once, with a progress bar, and kept in cache/. The file's name holds a checksum of all that they
+    depend on (images, weights, settings, versions, the extractor's code), so a stale file is never found.
+    """
+    views = [x, x[:, :, ::-1]] if mirror else [x]
+    return np.stack([_cached_features(base, view, image_size, layer, grid) for view in views], axis=1)
+
+
+def _cached_features(base, x, image_size, layer, grid):
+    code = inspect.getsource(vgg16_extractor)
+    key = hashlib.sha256(x.tobytes())
+    for part in (weights_sha256(base), code, image_size, layer, grid, version("tensorflow"), version("keras")):
+        key.update(f"{part}\n".encode())
+    path = CACHE / f"vgg16_{layer}_{image_size}px_{len(x)}_{key.hexdigest()[:20]}.npy"
+    if not path.is_file():
+        extractor = vgg16_extractor(base, image_size, layer, grid)
+        features = _compute_features(extractor, x, f"images at {image_size} px")
+        with atomic_write(path) as temporary:
+            np.save(temporary, features)
+    return np.load(path)
+
+
+def _compute_features(extractor, x, unit, batch_size=100):
+    import tensorflow as tf
+
+    # XLA, Keras's default compiler, only slows this down on a CPU.
+    compute = tf.function(lambda images: extractor(images, training=False), jit_compile=False)
+    parts = []
+    with progress(len(x), unit) as bar:
+        for start in range(0, len(x), batch_size):
+            images = tf.constant(x[start : start + batch_size], tf.float32)
+            parts.append(compute(images).numpy().astype(np.float16))
+            bar.update(len(images))
+    return np.concatenate(parts)
 
 
 def centre_and_spread(features):
@@ -261,6 +421,17 @@ def centre_and_spread(features):
     return features.mean(axis=0), spread + 0.01 * spread.mean()
 
 
+def head_probability(head, features):
+    """Return the probability of truck (n, 1) that a head gives to vgg16_features(): sigmoid of the mean logit."""
+    import keras
+
+    logits = [head.predict(features[:, view], batch_size=500, verbose=0) for view in range(features.shape[1])]
+    return np.asarray(keras.ops.sigmoid(sum(logits) / len(logits)))
+
+
+# --- The models to keep ----------------------------------------------------------------------
+
+
 def classifier(network, name, mirror=True):
     """Turn a network from 32x32 pixels to a logit into the model to keep.
 
@@ -268,6 +439,7 @@ def classifier(network, name, mirror=True):
     averages the logits of the image and, if mirror, its mirror image, and returns the probability of truck (n, 1).
     """
     import keras
+
     network = keras.Model(network.input, network.output, name=network.name)  # Keras would save an optimizer, too
     inputs = keras.Input((None, None, 3), dtype="uint8", name="image")
     images = keras.layers.Resizing(32, 32, antialias=True)(inputs)
@@ -280,96 +452,120 @@ def classifier(network, name, mirror=True):
 def save_model(model, name):
     """Save a model to models/NAME.keras, without optimizer state."""
     import keras
+
     bare = keras.Model(model.input, model.output, name=model.name)
     with atomic_write(OUTPUT / "models" / f"{name}.keras") as temporary:
         bare.save(temporary)
 
 
 def load_model(name):
-    """Load models/NAME.keras. The study's models take uint8 RGB images and give the probability of truck.
+    """Load models/NAME.keras, as it was saved. Raises FileNotFoundError where it is missing.
 
-    The file of "vgg16_transfer" holds the head only; the convolutions come from data/.
+    "three_block_cnn" takes uint8 RGB images and gives the probability of truck; "vgg16_head" takes VGG16's features
+    and gives a logit; "neither" takes their mean over the views and gives more than 0 for what is neither.
     """
     import keras
+
     path = OUTPUT / "models" / f"{name}.keras"
     if not path.is_file():
-        raise FileNotFoundError(f"{relative(path)} is missing; `git checkout -- {relative(path)}` restores it, "
-                                "`make run` trains it anew")
-    model = keras.saving.load_model(path, compile=False)
-    if name == "vgg16_transfer":
-        settings = load_results(name)["settings"]
-        extractor = vgg16_extractor(load_vgg16(), settings["image_size"], settings["layer"], settings["grid"])
-        network = keras.Model(extractor.input, model(extractor.output), name="vgg16_network")
-        model = classifier(network, name, settings["mirror"])
-    return model
+        way_back = f"`git checkout -- {relative(path)}` restores it, `make run` trains it anew"
+        raise FileNotFoundError(f"{relative(path)} is missing; {way_back}")
+    return keras.saving.load_model(path, compile=False)
 
 
-def count_parameters(*models):
-    """Return {"trainable": …, "frozen": …} over the weights of all models; a normalisation's statistics are neither."""
-    def count(weights):
-        return sum(int(np.prod(weight.shape)) for weight in weights if not weight.name.startswith("moving_"))
-    return {"trainable": sum(count(model.trainable_weights) for model in models),
-            "frozen": sum(count(model.non_trainable_weights) for model in models)}
+def load_vgg16_transfer():
+    """Return the model of notebook 03, from uint8 RGB images to the probability of truck.
+
+    models/vgg16_head.keras holds the head only; the convolutions come from data/.
+    """
+    import keras
+
+    settings = load_results("vgg16_transfer")["settings"]
+    extractor = vgg16_extractor(load_vgg16(), settings["image_size"], settings["layer"], settings["grid"])
+    logits = load_model("vgg16_head")(extractor.output)
+    network = keras.Model(extractor.input, logits, name="vgg16_network")
+    return classifier(network, "vgg16_transfer", settings["mirror"])
 
 
 # --- Results ---------------------------------------------------------------------------------
 
-HISTORY_KEYS = ("loss", "accuracy", "val_loss", "val_accuracy")
-RESULT_KEYS = ("settings", "run", "data_sha256", "versions", "history", "validation", "test", "parameters")
+LABELS = {
+    "baseline_2021": "2021 network, as it was",
+    "three_block_cnn": "three-block CNN",
+    "vgg16_transfer": "VGG16, frozen",
+}
+# What makes each file in results/, for who has to make it anew.
+MADE_BY = {
+    "baseline_2021": "run notebook 02",
+    "three_block_cnn": "run notebook 02",
+    "vgg16_transfer": "run notebook 03",
+    "calibration": "run notebook 06",
+    "strangers": "run notebook 07",
+    "seeds": "run `make seeds`",
+    "ladder": "run `make ladder`",
+    "experiments": "run `make experiment`",
+    "benchmark": "run `make bench`",
+    "export": "run `make export`",
+}
 
 
-def save_json(path, value):
-    """Write a value as indented JSON, all of it or nothing. NaN, which JSON lacks, is refused."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def read_json(path, made_by="make run"):
-    """Return what a JSON file holds. Raises FileNotFoundError, or ValueError where it is no JSON."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{relative(path)} is missing; `{made_by}` makes it")
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{relative(path)} is not JSON ({error}); `{made_by}` makes it anew") from None
-
-
-def save_results(name, *, settings, history, parameters, seconds, validation, test):
-    """Write results/NAME.json: what was run, on which data, with which versions, and what came out; return it.
-
-    validation, test: (labels (n,), probabilities of truck (n,) or (n, 1)); the probabilities go to NAME.npz, and a mark
-    of them, "run", into the JSON. seconds: of training; in a file of its own, because no two runs agree on them.
-    """
-    folder = OUTPUT / "results"
-    with atomic_write(folder / f"{name}.npz") as arrays:  # which replaces the old one after the JSON is written
-        np.savez(arrays, validation=np.ravel(validation[1]), test=np.ravel(test[1]))
-        results = {
-            "settings": settings, "run": hashlib.sha256(arrays.read_bytes()).hexdigest()[:16],
-            "data_sha256": SHA256["ship_truck.npz"], "versions": {"python": platform.python_version()}
-            | {package: version(package) for package in ("tensorflow", "keras", "numpy", "scikit-learn")},
-            "history": {key: history[key] for key in HISTORY_KEYS},
-            "validation": score(*validation), "test": score(*test), "parameters": parameters}
-        save_json(folder / f"{name}.json", results)
-    save_json(folder / f"{name}_seconds.json", round(seconds, 1))
-    return results
+def save_results(name, results):
+    """Write results/NAME.json, all of it or nothing: a dict, one of its keys a line. NaN, which JSON lacks, is refused."""
+    lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in results.items()]
+    with atomic_write(OUTPUT / "results" / f"{name}.json") as temporary:
+        temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 def load_results(name, folder=None):
-    """Read what save_results() wrote, with "probability": {"validation": (n,), "test": (n,)} and "seconds".
+    """Read results/NAME.json, probabilities as arrays; print a sentence where it was made from another run.
 
-    Raises FileNotFoundError, or ValueError where a file is of an older layout or the two don't belong together.
+    folder: another one than the profile's results/. Raises FileNotFoundError, or ValueError where it is no JSON.
     """
     path = Path(folder or OUTPUT / "results") / f"{name}.json"
-    results, arrays = read_json(path), path.with_suffix(".npz")
-    missing = [key for key in RESULT_KEYS if key not in results]
-    if missing or not arrays.is_file():
-        raise ValueError(f"{relative(path)} is incomplete, without {', '.join(missing) or relative(arrays)}; "
-                         "`make run` makes it anew")
-    if hashlib.sha256(arrays.read_bytes()).hexdigest()[:16] != results["run"]:
-        raise ValueError(f"{relative(arrays)} doesn't belong to {relative(path)}; `make run` makes both anew")
-    with np.load(arrays) as file:
-        results["probability"] = {split: file[split] for split in ("validation", "test")}
-    return results | {"seconds": read_json(path.with_name(f"{name}_seconds.json"))}
+    if not path.is_file():
+        raise FileNotFoundError(f"{relative(path)} is missing: {MADE_BY[name]}")
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{relative(path)} is not JSON ({error}): {MADE_BY[name]}") from None
+    for model, made_from in results.get("made_from", {}).items():
+        current = load_results(model, folder)
+        if made_from not in (current["run"], without_seed(current["settings"])):
+            print(f"{relative(path)} was made by another run of {LABELS[model]}: {MADE_BY[name]}")
+    results["probability"] = {
+        split: np.array(probability, np.float32) for split, probability in results.get("probability", {}).items()
+    }
+    return results
+
+
+def without_seed(settings):
+    """Return settings without the seed, which differs from run to run."""
+    return {key: value for key, value in settings.items() if key != "seed"}
+
+
+def save_run(name, settings, history, seconds, parameters, validation, test=None):
+    """Write results/NAME.json of a training run: settings, scores, history, probabilities, versions; return it.
+
+    seconds: of training; validation, test: (labels (n,), probabilities of truck (n,) or (n, 1)), test None in a run by
+    folds. "run" is a sum over the probabilities, by which other results say from which run they were made.
+    """
+    splits = {"validation": validation} | ({} if test is None else {"test": test})
+    probability = {split: np.ravel(p).astype(np.float32) for split, (_, p) in splits.items()}
+    packages = ("tensorflow", "keras", "numpy", "scikit-learn")
+    results = {
+        "settings": settings,
+        "run": hashlib.sha256(b"".join(p.tobytes() for p in probability.values())).hexdigest()[:16],
+        **{split: score(*judged) for split, judged in splits.items()},
+        "parameters": parameters,
+        "seconds": round(seconds, 1),
+        "history": history,
+        # as many digits as tell one float32 from another
+        "probability": {split: [float(str(value)) for value in p] for split, p in probability.items()},
+        "data_sha256": SHA256["ship_truck.npz"],
+        "versions": {"python": platform.python_version()} | {package: version(package) for package in packages},
+    }
+    save_results(name, results)
+    return results
 
 
 def differences(settings, others):
@@ -378,73 +574,235 @@ def differences(settings, others):
     return ", ".join(f"{name} {settings.get(name)} (not {others.get(name)})" for name in names)
 
 
-def note(settings, others):
-    """Return what to put behind a number that was found with settings where others stand: "" if they are the same."""
-    found = differences(settings, others)
-    return f" [of other settings: {found}]" if found else ""
+def committed_results(name):
+    """Return a model's results as the last commit has them.
 
-
-def definitions(notebook):
-    """Execute the cells tagged "define" of a notebook, named without its ending; return what they define, by name.
-
-    Raises NameError, with the cell and the name, where such a cell uses what none of them defines.
+    Raises RuntimeError, with git's own words, where git can't show them: no repository, no commit, a folder of
+    another owner.
     """
-    def used(table):
-        top = table.get_type() == "module"
-        return {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global() or top}.union(
-            *map(used, table.get_children()))
-
-    cells = nbformat.read(ROOT / "notebooks" / f"{notebook}.ipynb", as_version=4).cells
-    sources = [cell.source for cell in cells if "define" in cell.metadata.get("tags", [])]
-    tables, namespace = [symtable.symtable(source, notebook, "exec") for source in sources], {"__name__": notebook}
-    defined = {symbol.get_name() for table in tables for symbol in table.get_symbols()
-               if symbol.is_assigned() or symbol.is_imported()}.union(dir(builtins))
-    for source, table in zip(sources, tables):
-        for name in sorted(used(table) - defined):
-            raise NameError(f"notebooks/{notebook}.ipynb: the cell {source.splitlines()[0]!r} is tagged define and "
-                            f"needs {name!r}, which no cell with this tag defines; tag the one that does")
-    for source in sources:
-        exec(source, namespace)
-    return namespace
+    try:
+        command = ["git", "show", f"HEAD:./results/{name}.json"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
+        complaint = done.stderr.strip() if done.returncode else None
+    except OSError as error:
+        complaint = str(error)
+    if complaint is not None:
+        raise RuntimeError(f"git can't show the committed results/{name}.json: {complaint}")
+    return json.loads(done.stdout)
 
 
-# --- Figures and the README ------------------------------------------------------------------
+def mcnemar(right, before):
+    """Compare two models on the same images by McNemar's exact test (1947).
 
-LABELS = {"baseline_2021": "2021 network, as it was", "three_block_cnn": "three-block CNN",
-          "vgg16_transfer": "VGG16, frozen"}
+    right, before: (n,) bool, whether each answer is right. Returns (gained, lost, p): how many only the first gets
+    right, how many only the second, and the probability of a difference at least as large if both were equally good.
+    """
+    gained, lost = int((right & ~before).sum()), int((before & ~right).sum())
+    return gained, lost, float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
+def log_run(name, results, last=8):
+    """Add a training run to results/runs/ and print the last ones beside the committed one, on validation images."""
+    when = datetime.datetime.now().isoformat(timespec="milliseconds").replace(":", "")
+    folder, text, pattern = OUTPUT / "results" / "runs", json.dumps(results), f"{name}_????-??-??T*.json"
+    earlier = sorted(folder.glob(pattern))
+    if not earlier or earlier[-1].read_text(encoding="utf-8") != text:  # otherwise this cell was run again
+        with atomic_write(folder / f"{name}_{when}.json") as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    paths = sorted(folder.glob(pattern))
+    try:
+        committed = committed_results(name)
+    except RuntimeError as error:
+        print(error)
+        committed = None
+    _, y = load_training_images()
+    y = y[split_indices(y)[1]]
+    print(f"{'run':19}  {'validation':15}  gained  lost  {'p':>6}  {'seconds':>7}  what was changed")
+    if committed:
+        print(f"{'the committed one':19}  {'{accuracy:.2%} of {n:,}'.format(**committed['validation'])}")
+    for path in paths[-last:]:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        day, time = path.stem.removeprefix(f"{name}_").split("T")
+        when = f"{day} {time[:2]}:{time[2:4]}:{time[4:6]}"
+        compared, changed = f"{'-':>6}  {'-':>4}  {'-':>6}", ""
+        if committed:
+            changed = differences(run["settings"], committed["settings"]) or "nothing"
+            seed = run["settings"]["seed"]
+            changed += f", seed {seed}" if seed != committed["settings"]["seed"] else ""
+            both = [np.array(found["probability"]["validation"]) for found in (run, committed)]
+            if len(both[0]) == len(both[1]) == len(y):  # a quick run has other images
+                gained, lost, p = mcnemar(*((probability >= 0.5) == y for probability in both))
+                compared = f"{gained:6}  {lost:4}  {p:6.2g}"
+        validation = "{accuracy:.2%} of {n:,}".format(**run["validation"])
+        print(f"{when:19}  {validation:15}  {compared}  {run['seconds']:7.1f}  {changed}")
+    print(
+        f"\nThis clone's runs of this notebook in results/runs/ have read the test set {len(paths)} times. Not counted: "
+        "the committed run, sweeps with the test set (`make seeds`, `make bench`), and notebooks 05 to 07."
+    )
+
+
+def summarise(scores):
+    """Return what several seeds' scores come to: {"accuracy": […], "n", "mean", "standard_deviation" (None for one)}."""
+    accuracies = [score["accuracy"] for score in scores]
+    deviation = float(np.std(accuracies, ddof=1)) if len(scores) > 1 else None
+    return {
+        "accuracy": accuracies,
+        "n": scores[0]["n"],
+        "mean": float(np.mean(accuracies)),
+        "standard_deviation": deviation,
+    }
+
+
+def format_seeds(summary):
+    """Return summarise()'s numbers in words: "98.30% ± 0.15% (n = 5 seeds)", or "98.30% (one seed)"."""
+    if summary["standard_deviation"] is None:
+        return f"{summary['mean']:.2%} (one seed)"
+    return f"{summary['mean']:.2%} ± {summary['standard_deviation']:.2%} (n = {len(summary['accuracy'])} seeds)"
+
+
+# --- Figures ---------------------------------------------------------------------------------
+
 # Okabe & Ito's colour-blind safe palette
 COLOURS = {"baseline_2021": "#D55E00", "three_block_cnn": "#0072B2", "vgg16_transfer": "#009E73"}
 
 
 def set_plot_style():
     """Set Matplotlib's sizes once: text in a 9-inch figure then matches GitHub's body text."""
-    matplotlib.rcParams.update({
-        "figure.figsize": (9, 3.6), "figure.dpi": 100, "figure.constrained_layout.use": True,
-        "font.size": 12, "axes.titlesize": 13, "legend.frameon": False,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3})
+    matplotlib.rcParams.update(
+        {
+            "figure.figsize": (9, 3.6),
+            "figure.dpi": 100,
+            "figure.constrained_layout.use": True,
+            "font.size": 12,
+            "axes.titlesize": 13,
+            "legend.frameon": False,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.3,
+        }
+    )
 
 
 def plot_histories(histories):
-    """Draw learning curves of {model: history}, a column each: training dashed, validation solid; return the figure."""
-    columns = len(histories)
-    figure, axes = plt.subplots(2, columns, figsize=(9 if columns > 1 else 6, 5.6), sharex="col", squeeze=False)
-    for column, (name, history) in zip(axes.T, histories.items()):
-        for axis, key, factor in zip(column, ("loss", "accuracy"), (1, 100)):
-            for part, style, label in ((key, "--", "training"), (f"val_{key}", "-", "validation")):
-                epochs, values = range(1, len(history[part]) + 1), factor * np.array(history[part])
-                axis.plot(epochs, values, style, color=COLOURS[name], label=label)
-        column[0].set(title=LABELS[name])
-        column[1].set(xlabel="epoch")
-        column[1].xaxis.get_major_locator().set_params(integer=True)
-    axes[0, 0].set(ylabel="loss (cross-entropy)")
-    axes[1, 0].set(ylabel="accuracy (%)")
+    """Draw learning curves of {model: history}, a row each: loss and accuracy, training dashed, validation solid; return
+    the figure."""
+    rows = len(histories)
+    figure, axes = plt.subplots(rows, 2, figsize=(9, 0.4 + 2.8 * rows), squeeze=False)
+    for row, (name, history) in zip(axes, histories.items()):
+        for axis, key, factor in ((row[0], "loss", 1), (row[1], "accuracy", 100)):
+            for values, style, label in ((history[key], "--", "training"), (history[f"val_{key}"], "-", "validation")):
+                epochs = range(1, len(values) + 1)
+                axis.plot(epochs, factor * np.array(values), style, color=COLOURS[name], label=label)
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.set(xlabel="epoch", title=LABELS[name])
+        row[0].set(ylabel="loss (cross-entropy)")
+        row[1].set(ylabel="accuracy (%)")
     axes[0, 0].legend()
     return figure
 
 
 def save_figure(figure, name):
-    """Write figures/NAME.png (200 dots an inch) and .svg, free of dates: same numbers, same bytes."""
-    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
-        # Without a fixed salt an SVG's identifiers would differ from run to run.
-        with plt.rc_context({"svg.hashsalt": name}), atomic_write(OUTPUT / "figures" / (name + suffix)) as temporary:
-            figure.savefig(temporary, dpi=200, metadata=metadata)
+    """Write figures/NAME.png, 200 dots an inch, free of dates: same numbers, same bytes."""
+    with atomic_write(OUTPUT / "figures" / f"{name}.png") as temporary:
+        figure.savefig(temporary, dpi=200, metadata={"Software": None})
+
+
+def print_ladder(entries, first_column="step"):
+    """Print the rungs of a ladder, or experiments, as a table.
+
+    A line has the accuracy on held-out images (mean over the folds); the gain over the line above (for experiments:
+    over the notebook as it stands) in points, with its 95 % interval over the folds; and, by image, how many were
+    gained and lost, McNemar's exact p, and the smallest gain or loss in points that would have had p below 0.05.
+
+    entries: [{"step", "accuracy" by fold, "gain"}] as scripts/sweep.py writes them into results/; the gain is a dict of
+    "mean", "interval95" and "smallest" (shares, 0 to 1), "gained", "lost" and "p"; the first line has none.
+    """
+    width = max(len(entry["step"]) for entry in entries)
+    columns = f"{'gain':>6}  {'95 % interval':>15}  {'gained':>6}  {'lost':>5}  {'p':>7}  {'smallest':>8}"
+    print(f"{first_column:{width}}  accuracy  {columns}")
+    for entry in entries:
+        accuracy = f"{np.mean(entry['accuracy']):.2%}" if "accuracy" in entry else ""
+        line, gain = f"{entry['step']:{width}}  {accuracy:>8}", entry.get("gain")
+        if gain:
+            interval = "one fold"
+            if gain["interval95"]:
+                low, high = (100 * end for end in gain["interval95"])
+                interval = f"{low:+.2f} to {high:+.2f}"
+            line += f"  {100 * gain['mean']:+6.2f}  {interval:>15}"
+            if "gained" in gain:  # older sweeps kept no answers by image
+                line += f"  {gain['gained']:6,}  {gain['lost']:5,}  {gain['p']:7.1g}  {100 * gain['smallest']:8.2f}"
+        print(line)
+
+
+def plot_ladder(entries, name, title):
+    """Draw the gains of a ladder's rungs, or of experiments, as bars with 95 % intervals over the folds; return the
+    figure. entries: as print_ladder() takes them, name: of the model."""
+    entries = [entry for entry in entries if "gain" in entry][::-1]
+    figure, axis = plt.subplots(figsize=(9, 1.3 + 0.42 * len(entries)))
+    for row, entry in enumerate(entries):
+        axis.barh(row, 100 * entry["gain"]["mean"], color=COLOURS[name])
+        if entry["gain"]["interval95"]:
+            axis.plot([100 * end for end in entry["gain"]["interval95"]], [row, row], color="black", linewidth=1)
+    axis.axvline(0, color="black", linewidth=1)
+    axis.set(yticks=range(len(entries)), yticklabels=[entry["step"] for entry in entries])
+    axis.set(xlabel="gain (points of accuracy), 95 % interval over the folds", title=title)
+    return figure
+
+
+# --- Neither ship nor truck, and the model that serves ---------------------------------------
+
+OTHER_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse")
+
+
+def confidence(probability):
+    """Return the probability that a model gives to its own answer, 0.5 to 1."""
+    return np.maximum(probability, 1 - probability)
+
+
+def serving_model():
+    """Return the model that answers: 32x32 RGB images (n, 32, 32, 3) uint8 in, a dict of arrays out.
+
+    "probability" (n, 1), of truck, with the temperature of notebook 06; "strangeness" (n, 1), above 0 for what is
+    neither; "places" (n, height, width), how much each place of the feature map speaks for the answer, 0 to 1
+    (Grad-CAM, Selvaraju et al. 2017). Raises ValueError where temperature or rule were fitted for another head.
+    """
+    import keras
+
+    results = load_results("vgg16_transfer")
+    settings = results["settings"]
+    calibration, strangers = load_results("calibration"), load_results("strangers")
+    for notebook, fitted in (("06", calibration), ("07", strangers)):
+        if fitted["made_from"]["vgg16_transfer"] != results["run"]:
+            raise ValueError(f"what notebook {notebook} fitted is for another run of notebook 03: run {notebook} again")
+    temperature = calibration["temperature"]["vgg16_transfer"]
+    # The head is built anew with the standardisation in its weights, and without dropout: an export could not do with
+    # either. Its weights read backwards are the gradient of the logit, which Grad-CAM needs.
+    kinds = (keras.layers.Normalization, keras.layers.Dense)
+    standardise, first, *second = (layer for layer in load_model("vgg16_head").layers if isinstance(layer, kinds))
+    kernel = np.asarray(first.kernel) / np.sqrt(np.asarray(standardise.variance)).reshape(-1, 1)
+    bias = np.asarray(first.bias) - np.asarray(standardise.mean).reshape(-1) @ kernel
+    folded = keras.layers.Dense(len(bias), activation="relu" if second else None, name="folded")
+    folded.build((None, len(kernel)))
+    folded.set_weights([kernel, bias])
+    backwards = kernel.reshape(settings["grid"] ** 2, -1, len(bias)).mean(axis=0).T  # (units, channels)
+
+    extractor = vgg16_extractor(load_vgg16(), settings["image_size"], settings["layer"], settings["grid"])
+    pooling = next(layer for layer in extractor.layers if isinstance(layer, keras.layers.AveragePooling2D))
+    trunk = keras.Model(extractor.input, [pooling.input, extractor.output])
+    images = keras.Input((32, 32, 3), dtype="uint8", name="image")
+    pixels = keras.ops.cast(images, "float32")
+    maps, features = trunk(pixels)
+    views = [features, trunk(keras.ops.flip(pixels, axis=2))[1]] if settings["mirror"] else [features]
+    logits = sum(second[0](folded(view)) if second else folded(view) for view in views) / len(views)
+    if second:  # a hidden unit passes the gradient on where it is above 0
+        active = keras.ops.cast(folded(features) > 0, "float32")
+        backwards = keras.ops.matmul(active, backwards * np.asarray(second[0].kernel))
+    places = keras.ops.sum(maps * backwards[:, None, None, :], axis=-1) * keras.ops.sign(logits)[:, :, None]
+    places = keras.ops.relu(places)
+    outputs = {
+        "probability": keras.ops.sigmoid(logits / temperature),
+        "strangeness": load_model("neither")(sum(views) / len(views)),
+        "places": places / (keras.ops.max(places, axis=(1, 2), keepdims=True) + 1e-9),
+    }
+    return keras.Model(images, outputs)

@@ -1,16 +1,14 @@
-"""Tests of VGG16's weights and features: of utils.py, and of what notebook 03 defines."""
-
-import inspect
+"""Tests of VGG16's weights and features."""
 
 import keras
 import numpy as np
 import pytest
-from test_data import some_images
+from helpers import defined_in, some_images
 
 import utils
+from scripts import benchmark
 
-transfer = utils.definitions("03_vgg16_transfer_learning")
-SETTINGS = {"image_size": 32, "layer": "block4_pool", "grid": 1, "mirror": True}
+TAP = {"image_size": 32, "layer": "block4_pool", "grid": 1, "mirror": False}
 
 
 @pytest.fixture(scope="module")
@@ -18,72 +16,89 @@ def base():
     return utils.load_vgg16()
 
 
-def test_shipped_weights_load_in_keras_by_themselves_and_are_frozen(base):
+def test_shipped_weights_load_and_are_frozen(base):
     assert utils.count_parameters(base) == {"trainable": 0, "frozen": 14_714_688}
     # First kernel value (of the input channel that Caffe counts first) and bias of the published weights.
     kernel, bias = base.get_layer("block1_conv1").get_weights()
     assert kernel[0, 0, 2, 0] == pytest.approx(0.4800154, rel=1e-3) and bias[0] == pytest.approx(0.73429835, rel=1e-3)
 
 
-def test_other_weights_are_refused(tmp_path):
+def test_damaged_weights_are_refused(tmp_path):
     path = tmp_path / "vgg16_imagenet_notop.weights.h5"
-    keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Conv2D(64, 3)]).save_weights(path)
-    with pytest.raises(ValueError, match="is damaged: its SHA-256"):
+    path.write_bytes((utils.DATA / path.name).read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="is damaged.*git checkout"):
+        utils.load_vgg16(path)
+    keras.applications.VGG16(include_top=False, weights=None).save_weights(path)
+    with pytest.raises(ValueError, match="holds other weights: their SHA-256"):
         utils.load_vgg16(path)
 
 
 def test_the_download_route_gives_the_same_weights(base, tmp_path, monkeypatch):
-    monkeypatch.setattr("keras.src.applications.vgg16.file_utils.get_file",
-                        lambda *_, **__: str(utils.DATA / "vgg16_imagenet_notop.weights.h5"))
-    transfer["write_weights"](utils.load_vgg16("imagenet"), tmp_path / "again.weights.h5")
-    again = keras.applications.VGG16(include_top=False, weights=str(tmp_path / "again.weights.h5"))
-    assert transfer["weights_sha256"](again) == transfer["weights_sha256"](base)
+    shipped = str(utils.DATA / "vgg16_imagenet_notop.weights.h5")
+    monkeypatch.setattr("keras.src.applications.vgg16.file_utils.get_file", lambda *_, **__: shipped)
+    write_weights = defined_in("03", "write_weights", utils=utils, keras=keras)["write_weights"]
+    path = tmp_path / "vgg16_imagenet_notop.weights.h5"
+    write_weights(utils.load_vgg16("imagenet"), path)
+    assert utils.weights_sha256(utils.load_vgg16(path)) == utils.weights_sha256(base)
 
 
 @pytest.mark.parametrize("layer", ["block4_pool", "block5_pool"])
 def test_features_are_those_of_keras_and_come_from_the_cache(output, base, monkeypatch, layer):
-    x, settings = some_images(3)[0], {**SETTINGS, "image_size": 64, "layer": layer, "grid": 2}
-    features = transfer["cached_features"](base, x, settings)
-    enlarged = keras.ops.image.resize(x.astype("float32"), (64, 64))
-    maps = keras.Model(base.input, base.get_layer(layer).output)(keras.applications.vgg16.preprocess_input(enlarged))
-    cells = keras.ops.average_pool(maps, maps.shape[1] // 2)
-    assert features.dtype == np.float16 and features.shape == (3, 2048)
-    assert features == pytest.approx(np.asarray(cells).reshape(3, -1), rel=2e-3, abs=1e-2)
-
-    monkeypatch.setitem(transfer, "compute_features", None)  # a second extraction would now fail
-    assert (transfer["cached_features"](base, x, settings) == features).all()
+    x = some_images(3)[0]
+    features = utils.vgg16_features(base, x, 64, layer, 2, mirror=True)
+    assert features.dtype == np.float16 and features.shape == (3, 2, 2048)
+    for view, images in enumerate((x, x[:, :, ::-1])):
+        enlarged = keras.ops.image.resize(images.astype("float32"), (64, 64))
+        convolutions = keras.Model(base.input, base.get_layer(layer).output)
+        maps = convolutions(keras.applications.vgg16.preprocess_input(enlarged))
+        cells = np.asarray(keras.ops.average_pool(maps, maps.shape[1] // 2)).reshape(3, -1)
+        assert features[:, view] == pytest.approx(cells, rel=2e-3, abs=1e-2)
+    monkeypatch.setattr(utils, "_compute_features", None)  # a second extraction would now fail
+    assert (utils.vgg16_features(base, x, 64, layer, 2, mirror=True) == features).all()
 
 
 @pytest.mark.parametrize("change", ["image", "weights", "image_size", "layer", "grid", "extractor"])
 def test_stale_features_are_never_used(output, base, change, monkeypatch):
-    x, settings = some_images(2)[0], dict(SETTINGS)
-    monkeypatch.setitem(transfer, "compute_features", lambda extractor, x, unit: np.zeros((len(x), 1), np.float16))
-    transfer["cached_features"](base, x, settings)
+    monkeypatch.setattr(utils, "_compute_features", lambda extractor, x, unit: np.zeros((len(x), 1), np.float16))
+    x, tap = some_images(2)[0], dict(TAP)
+    utils.vgg16_features(base, x, **tap)
     if change == "image":
         x = x.copy()
         x[0, 0, 0, 0] ^= 1
     if change == "weights":
-        monkeypatch.setitem(transfer, "weights_sha256", lambda model: "other")
+        monkeypatch.setattr(utils, "weights_sha256", lambda model: "other")
     if change == "extractor":
-        source = inspect.getsource(utils.vgg16_extractor)
-        monkeypatch.setattr(inspect, "getsource", lambda function: source + "    # another resampling\n")
-    settings |= {key: value for key, value in {"image_size": 64, "layer": "block3_pool", "grid": 2}.items() if key == change}
-    transfer["cached_features"](base, x, settings)
+        source = utils.inspect.getsource(utils.vgg16_extractor)
+        monkeypatch.setattr(utils.inspect, "getsource", lambda function: source + "    # another resampling\n")
+    others = {"image_size": 64, "layer": "block3_pool", "grid": 2}
+    utils.vgg16_features(base, x, **(tap | {key: value for key, value in others.items() if key == change}))
     assert len(list((output / "cache").iterdir())) == 2
 
 
 def test_an_interrupted_extraction_leaves_no_file(output, base, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
+
     monkeypatch.setattr(np, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        transfer["cached_features"](base, some_images(2)[0], SETTINGS)
+        utils.vgg16_features(base, some_images(2)[0], **TAP)
     assert not list((output / "cache").iterdir())
 
 
-def test_both_views_of_an_image_are_kept(output, base):
-    x = some_images(2)[0]
-    both = transfer["features_of"](base, x, SETTINGS)
-    assert both.shape == (2, 2, 512)
-    assert (both[:, 1] == transfer["features_of"](base, x[:, :, ::-1], SETTINGS)[:, 0]).all()
-    assert transfer["features_of"](base, x, {**SETTINGS, "mirror": False}).shape == (2, 1, 512)
+@pytest.mark.parametrize(
+    "tap, complaint",
+    [
+        ({"layer": "block4"}, "layer is 'block4', expected one of VGG16's: block1_conv1, "),
+        ({"image_size": 96, "grid": 4}, "grid is 4; at 96 px block4_pool is 6 cells wide, divided by 1, 2, 3, 6"),
+    ],
+)
+def test_a_tap_that_cannot_be_gets_a_sentence(base, tap, complaint):
+    chosen = {name: value for name, value in (TAP | tap).items() if name != "mirror"}
+    with pytest.raises(ValueError, match=complaint):
+        utils.vgg16_extractor(base, **chosen)
+
+
+def test_the_benchmark_counts_vgg16_s_operations_as_the_literature_does(base):
+    """Its convolutions take 15.35 thousand million multiply-adds for 224x224 pixels."""
+    assert benchmark.convolution_operations(base, 224, "block5_pool") == pytest.approx(2 * 15.35e9, rel=0.01)
+    assert benchmark.convolution_operations(base, 112, "block5_pool") == pytest.approx(2 * 15.35e9 / 4, rel=0.01)

@@ -1,16 +1,14 @@
-"""Tests of the sweep: the same numbers wherever it runs, and nothing computed twice. The quick profile keeps it short."""
+"""Tests of the sweeps: a run is an execution of its notebook, by folds without the test set; nothing is done twice."""
 
-import argparse
 import json
-import os
-import shutil
+import re
 import subprocess
 import sys
-import threading
 
+import nbformat
 import numpy as np
 import pytest
-from conftest import copy_project
+from helpers import copy_project
 
 import utils
 from scripts import sweep
@@ -19,276 +17,289 @@ from service.bench import free_port
 TINY = {"filters": [4, 4, 4], "epochs": 1, "crop_epochs": 0}
 
 
-def tiny(seed, fold=None, **changes):
-    return sweep.new_task("three_block_cnn", seed, TINY | changes, fold)
-
-
 @pytest.fixture(scope="module")
-def serial():
-    """What two runs give here, one after the other, in this process."""
-    return [json.loads(json.dumps(sweep.run(tiny(seed)))) for seed in (0, 1)]
+def notebook():
+    return sweep.read_notebook("three_block_cnn")
 
 
-def without_time(results):
-    return [{key: value for key, value in result.items() if key != "seconds"} for result in results]
+# --- Parameters ----------------------------------------------------------------------------------
 
 
-# --- The same numbers everywhere -----------------------------------------------------------------
+def test_a_notebook_s_parameters_are_known_with_type_default_and_comment(notebook):
+    for parameters in (sweep.known_parameters(notebook), sweep.known_parameters(sweep.read_notebook("vgg16_transfer"))):
+        assert {"seed", "fold", "epochs", "learning_rate", "mirror", "watch_test"} <= parameters.keys()
+        assert all(kind in sweep.TYPES and text for kind, _, text in parameters.values())
+        assert parameters["fold"][:2] == ("int", -1) and type(parameters["learning_rate"][1]) is float
 
 
-def test_two_processes_at_a_time_give_the_numbers_of_one(serial, output):
-    with sweep.backend(argparse.Namespace(dask=None, workers=2)) as submit:
-        assert without_time(sweep.sweep([tiny(0), tiny(1)], submit)) == without_time(serial)
+def test_what_a_run_keeps_of_its_settings_are_its_parameters():
+    for model in sweep.NOTEBOOKS:
+        notebook = sweep.read_notebook(model)
+        source = "\n".join(cell.source for cell in notebook.cells if "settings = {" in cell.source)
+        for name in sweep.known_parameters(notebook).keys() - {"fold", "watch_test"}:
+            assert f'"{name}": {name}' in source
 
 
-def test_the_command_line_takes_a_dask_worker_whose_clone_lies_elsewhere(tmp_path):
-    """Client and worker are two copies of the project; the worker's leaves a mark when it trains."""
+@pytest.mark.parametrize(
+    "changes, complaint",
+    [
+        ({"epoch": 3}, "there is no parameter 'epoch'"),
+        ({"epochs": "3"}, "epochs is '3', expected int"),
+        ({"epochs": [3, 4]}, r"epochs is \[3, 4\], expected int"),
+        ({"mirror": 1}, "mirror is 1, expected bool"),
+        ({"epochs": True}, "epochs is True, expected int"),
+    ],
+)
+def test_a_parameter_that_cannot_be_is_refused_with_a_list_of_all(notebook, changes, complaint):
+    with pytest.raises(ValueError, match=complaint) as error:
+        sweep.new_run("three_block_cnn", notebook, changes, seed=0)
+    assert "crop_epochs: int = " in str(error.value) and "  # how many of them" in str(error.value)
+
+
+def test_changes_are_read_as_all_combinations(notebook):
+    read = sweep.parse_changes('epochs=3,4 learning_rate=1,1e-2 filters=[8,8],[9] architecture="2021"', notebook)
+    assert len(read) == 8 and read[0] == {"epochs": 3, "learning_rate": 1.0, "filters": [8, 8], "architecture": "2021"}
+    assert read[-1] == {"epochs": 4, "learning_rate": 0.01, "filters": [9], "architecture": "2021"}
+    now = sweep.with_changes(notebook, {})["epochs"]
+    assert sweep.parse_changes(f"epochs={now},{now + 1}", notebook) == [{"epochs": now + 1}]
+
+
+@pytest.mark.parametrize(
+    "text, complaint",
+    [
+        ("epochs", "'epochs' is not of the form"),
+        ("epochs=", "not of the form"),
+        ("epochs=3 epochs=4", "not of the form"),
+        ("epochs=[3,4]", r"epochs is \[3, 4\], expected int"),
+        ("hidden_units=3", "no parameter 'hidden_units'"),
+        ("epochs=[3", "can't be read"),
+        ("seed=1,2", "seed is set by the sweeps"),
+    ],
+)
+def test_changes_that_make_no_sense_are_refused(notebook, text, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        sweep.parse_changes(text, notebook)
+
+
+# --- What a run is kept under --------------------------------------------------------------------
+
+
+def edited(notebook, old, new):
+    text = nbformat.writes(notebook)
+    assert old in text
+    return nbformat.reads(text.replace(old, new), as_version=4)
+
+
+def test_prose_does_not_count_and_code_does(notebook, monkeypatch):
+    def folder(notebook, changes=TINY, **kind):
+        return sweep.new_run("three_block_cnn", notebook, changes, **({"seed": 0, "fold": 1} | kind))["folder"]
+
+    first = folder(notebook)
+    for old, new in (
+        ("## Training", "## How it trains"),
+        ("  # passes over the training images", "  # how often it sees all images"),
+        ('\\"\\"\\"One epoch of', '\\"\\"\\"An epoch of'),
+        ("most confident errors first", "others first"),
+        ("plot_errors(x_test", "plot_errors(x_validation"),  # not a part of the run
+    ):
+        assert folder(edited(notebook, old, new)) == first, old
+    assert folder(edited(notebook, "he_normal", "he_uniform")) != first
+    assert (
+        len({first, folder(notebook, TINY | {"mirror": False}), folder(notebook, seed=1), folder(notebook, fold=2)})
+        == 4
+    )
+    monkeypatch.setattr(sweep, "version", lambda package: "0")
+    assert folder(notebook) != first
+
+
+def test_code_is_what_remains_without_docstrings_comments_and_empty_lines():
+    source = '"""A module."""\n\nx = 1  # kept\n# gone\ndef f():\n    """A\n    function."""\n    return """\n# a string"""\n'
+    assert sweep.without_prose(source) == 'x = 1  # kept\ndef f():\n    return """\n# a string"""'
+    assert sweep.without_prose('def f(): "doc"; return 1') == 'def f(): "doc"; return 1'
+
+
+def test_a_run_by_folds_holds_no_cell_that_reads_the_test_set(notebook):
+    by_fold, by_seed = (sweep.new_run("three_block_cnn", notebook, TINY, 0, fold)["notebook"] for fold in (0, -1))
+    assert "load_test_images" in by_seed and "load_test_images" not in by_fold
+    for name in sweep.NOTEBOOKS:
+        for cell in sweep.read_notebook(name).cells:
+            if "load_test_images" in cell.source and cell.cell_type == "code":
+                assert "test-set" in cell.metadata["tags"], cell.source
+
+
+# --- Real runs -----------------------------------------------------------------------------------
+
+
+def test_two_runs_at_a_time_leave_notebooks_and_results_and_are_not_done_again(output, notebook, monkeypatch):
+    runs = [sweep.new_run("three_block_cnn", notebook, TINY, seed, fold=1) for seed in (0, 1)]
+    first = sweep.execute_all(runs, workers=2)
+    for run, results in zip(runs, first):
+        assert results["validation"]["n"] == 100 and "test" not in results  # a fifth of the quick profile's 500
+        assert results["settings"]["seed"] == run["changes"]["seed"] and results["settings"]["filters"] == [4, 4, 4]
+        executed = nbformat.read(run["folder"] / "notebook.ipynb", as_version=4)
+        assert any("image/png" in out.get("data", {}) for cell in executed.cells for out in cell.get("outputs", []))
+    assert first[0]["probability"] != first[1]["probability"]
+    monkeypatch.setattr(sweep, "execute", None)
+    assert sweep.execute_all(runs) == first
+    (runs[0]["folder"] / "results.json").write_text("{")
+    with pytest.raises(ValueError, match="results.json is damaged; delete it"):
+        sweep.execute_all(runs)
+
+
+def test_a_failing_run_says_what_failed(output, notebook):
+    run = sweep.new_run("three_block_cnn", notebook, TINY | {"crop_epochs": 5}, seed=0)
+    with pytest.raises(
+        RuntimeError, match=r"run of three_block_cnn with .* failed: .*crop_epochs is 5, expected 0 to 1"
+    ):
+        sweep.execute_all([run])
+    assert not list(output.rglob("results.json"))
+
+
+def test_what_was_done_before_a_failure_is_kept_and_nothing_is_published(output, monkeypatch):
+    def execute(number, run, clone):
+        seed = run["changes"]["seed"]
+        if seed == 13:
+            raise RuntimeError("out of luck")
+        asked.append(seed)
+        score, history = {"accuracy": 0.9, "n": 10}, {"test_accuracy": [0.9]}
+        scores = {"validation": score, "test": score, "probability": {"test": [0.5]}}
+        return number, "{}", json.dumps({"settings": run["changes"], "seconds": 1, "history": history} | scores)
+
+    asked = []
+    monkeypatch.setattr(sweep, "execute", execute)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        sweep.sweep_seeds(["three_block_cnn"], [0, 1, 13])
+    assert asked == [0, 1] and not (output / "results").exists()
+    sweep.sweep_seeds(["three_block_cnn"], [0, 1, 2])
+    assert asked == [0, 1, 2]
+    assert json.loads((output / "results" / "seeds.json").read_text())["three_block_cnn"]["seeds"] == [0, 1, 2]
+    with pytest.raises(ValueError, match="every seed counts once"):
+        sweep.sweep_seeds(["three_block_cnn"], [0, 1, 0])
+
+
+def test_a_dask_worker_whose_clone_lies_elsewhere_does_the_same(tmp_path):
+    """Client and worker are two copies of the project; the notebook with its small network is the client's."""
     client, worker = (copy_project(tmp_path / name) for name in ("client", "worker"))
-    with open(worker / "scripts" / "sweep.py", "a", encoding="utf-8") as script:
-        script.write(f"\nif __name__ == '__main__':\n    open({str(worker / 'trained')!r}, 'a').write('.')\n")
-    for folder in (client, worker):  # settings as small as the other tests'
-        notebook = folder / "notebooks" / "02_three_block_cnn.ipynb"
-        text = notebook.read_text(encoding="utf-8")
-        changed = text.replace('\\"filters\\": [32, 64, 128], \\"conv', '\\"filters\\": [4, 4, 4], \\"conv')
-        assert changed != text
-        notebook.write_text(changed, encoding="utf-8")
+    path = client / "notebooks" / "02_three_block_cnn.ipynb"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(re.sub(r"filters: list = \[[\d, ]+\]", "filters: list = [4, 4, 4]", text), encoding="utf-8")
     address = f"tcp://127.0.0.1:{free_port()}"
-    cluster = [subprocess.Popen([sys.executable, "-m", f"distributed.cli.dask_{what}", *options], cwd=worker,
-                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-               for what, options in (("scheduler", ["--port", address.rpartition(":")[2], "--no-dashboard"]),
-                                     ("worker", [address, "--nthreads", "1", "--no-dashboard"]))]
+    silent = {"cwd": worker, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    commands = [["scheduler", "--port", address.rpartition(":")[2], "--no-dashboard"]]
+    commands += [["worker", address, "--nthreads", "2", "--no-dashboard"]]
+    cluster = [
+        subprocess.Popen([sys.executable, "-m", f"distributed.cli.dask_{what}", *options], **silent)
+        for what, *options in commands
+    ]
+    sweep_py = client / "scripts" / "sweep.py"
+    command = [sys.executable, sweep_py, "seeds", "--models", "three_block_cnn", "--seeds", "0", "1", "--dask", address]
     try:
-        done = subprocess.run([sys.executable, client / "scripts" / "sweep.py", "seeds", "--models", "three_block_cnn",
-                               "--seeds", "0", "1", "--dask", address], cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        other = worker / "utils.py"
+        other.write_text(other.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+        refused = subprocess.run([*command[:-3], "2", *command[-2:]], cwd=tmp_path, capture_output=True, text=True)
     finally:
         for process in cluster:
             process.terminate()
             process.wait()
     assert done.returncode == 0, done.stderr[-800:]
-    assert (worker / "trained").read_text(encoding="utf-8") == ".." and "mean of 2 seeds" in done.stdout
-    assert utils.read_json(client / "scratch" / "results" / "seeds.json")["three_block_cnn"]["seeds"] == [0, 1]
+    seeds = json.loads((client / "scratch" / "results" / "seeds.json").read_text(encoding="utf-8"))["three_block_cnn"]
+    assert seeds["seeds"] == [0, 1] and len(seeds["test"]["accuracy"]) == 2
+    assert len(list((client / "scratch" / "cache" / "runs").glob("*/notebook.ipynb"))) == 2
+    assert [len(watched) for watched in seeds["watched"]] == [2, 2] and len(seeds["probability"][0]) == 200
+    assert refused.returncode == 1 and "is another than that of the clone" in refused.stderr
 
 
-@pytest.mark.parametrize("key, value", [("code", "0"), ("profile", "full"), ("versions", {"keras": "2.0"})])
-def test_a_clone_in_another_state_refuses_a_run(key, value):
-    with pytest.raises(RuntimeError, match=f"another clone \\({key}\\)"):
-        sweep.run(tiny(0) | {key: value})
+def test_vgg16_runs_by_folds_and_watches_the_test_set_if_asked(output):
+    tiny = {
+        "image_size": 32,
+        "layer": "block3_pool",
+        "grid": 1,
+        "mirror": False,
+        "hidden_units": 0,
+        "weight_decay": 1e-05,
+    }
+    notebook = sweep.read_notebook("vgg16_transfer")
+    runs = [sweep.new_run("vgg16_transfer", notebook, tiny, 0, fold=2)]
+    runs += [sweep.new_run("vgg16_transfer", notebook, tiny | {"watch_test": True}, 0)]
+    by_fold, watched = sweep.execute_all(runs)
+    assert by_fold["validation"]["n"] == 100 and "test" not in by_fold and by_fold["settings"]["weight_decay"] == 1e-05
+    assert len(watched["history"]["test_accuracy"]) == 2 and watched["test"]["n"] == 200
 
 
-def test_the_code_s_sum_takes_no_notice_of_settings_and_comments(tmp_path, monkeypatch):
-    path = copy_project(tmp_path / "copy") / "notebooks" / "02_three_block_cnn.ipynb"
-    monkeypatch.setattr(utils, "ROOT", tmp_path / "copy")
-    sums = [sweep.code_sha256("three_block_cnn")]
-    for old, new in (('\\"learning_rate\\": 0.02, \\"sched', '\\"learning_rate\\": 0.03, \\"sched'),
-                     ("# one device, or", "# a device, or"), ("he_normal", "he_uniform")):
-        text = path.read_text(encoding="utf-8")
-        assert old in text
-        path.write_text(text.replace(old, new), encoding="utf-8")
-        sums.append(sweep.code_sha256("three_block_cnn"))
-    assert sums[0] == sums[1] == sums[2] != sums[3]
+def test_a_cell_without_the_tag_cannot_read_the_test_set_either(output, notebook):
+    notebook = nbformat.from_dict(notebook)
+    notebook.cells = [
+        nbformat.v4.new_code_cell(source)
+        for source in ("import sys; sys.path.insert(0, '..'); import utils", "utils.load_test_images()")
+    ]
+    run = sweep.new_run("three_block_cnn", sweep.read_notebook("three_block_cnn"), TINY, 0, fold=1)
+    run["notebook"] = nbformat.writes(notebook)
+    with pytest.raises(RuntimeError, match="must not read the test set"):
+        sweep.execute_all([run])
 
 
-def test_seeds_differ_and_every_epoch_is_watched(serial):
-    assert serial[0]["probability"] != serial[1]["probability"]
-    assert all(len(result["watched"]) == TINY["epochs"] for result in serial)
+# --- What they say -------------------------------------------------------------------------------
 
 
-def test_a_fold_holds_out_images_and_leaves_the_test_set_alone():
-    result = sweep.run(tiny(0, fold=1))
-    assert "test" not in result and "probability" not in result
-    assert result["validation"]["n"] == 500 / sweep.FOLDS  # the quick profile has 400 + 100 images
+def pretended(monkeypatch, accuracy_of):
+    """Have runs take no time: accuracy_of(parameters) is the share of held-out images that a run gets right."""
+    _, y = utils.load_training_images()
+
+    def execute_all(runs, **_):
+        results = []
+        for run in runs:
+            labels = y[utils.split_indices(y, run["changes"]["fold"])[1]]
+            right = np.arange(len(labels)) < round(accuracy_of(run["changes"]) * len(labels))
+            probability = np.where(right, labels, 1 - labels).astype(float)
+            settings = sweep.with_changes(sweep.read_notebook(run["model"]), run["changes"])
+            validation = {"validation": utils.score(labels, probability)}
+            answers = {"probability": {"validation": probability.tolist()}}
+            results.append({"settings": settings, "seconds": 1.0} | validation | answers)
+        return results
+
+    monkeypatch.setattr(sweep, "execute_all", execute_all)
 
 
-# --- Nothing twice, nothing half -------------------------------------------------------------------
-
-
-@pytest.fixture
-def pretended(output, monkeypatch):
-    """Runs that take no time; returns the list of those that were asked for."""
-    asked = []
-
-    def run_apart(task, folder):
-        asked.append(task["settings"]["seed"])
-        if task["settings"]["seed"] == 13:
-            raise RuntimeError("out of luck")
-        score = {"accuracy": 0.9 + task["settings"]["seed"] / 1000, "n": 100}
-        return task | {"seconds": 1.0, "validation": score, "test": score, "probability": [0.5] * 4, "watched": [0.5]}
-
-    monkeypatch.setattr(sweep, "run_apart", run_apart)
-    return asked
-
-
-def test_what_is_there_is_not_computed_again(pretended):
-    first = sweep.sweep([tiny(0), tiny(1)])
-    again = sweep.sweep([tiny(1), tiny(2), tiny(0)])
-    assert pretended == [0, 1, 2] and [again[2], again[0]] == first
-    sweep.sweep([tiny(0, learning_rate=0.1)])
-    assert pretended == [0, 1, 2, 0]
-
-
-def test_a_stopped_sweep_keeps_what_it_has_and_publishes_nothing(pretended, output):
-    sweep.sweep_seeds(["three_block_cnn"], [0, 1])
-    published = (output / "results" / "seeds.json").read_bytes()
-    with pytest.raises(RuntimeError, match="out of luck"):
-        sweep.sweep_seeds(["three_block_cnn"], [0, 1, 2, 13])
-    assert (output / "results" / "seeds.json").read_bytes() == published
-    sweep.sweep_seeds(["three_block_cnn"], [0, 1, 2])
-    assert pretended == [0, 1, 2, 13]
-
-
-def test_what_runs_beside_a_failing_run_is_kept(output, monkeypatch):
-    begun, failed = threading.Event(), threading.Event()
-
-    def run_apart(task, folder):
-        if task["settings"]["seed"] == 13:
-            assert begun.wait(60)
-            failed.set()
-            raise RuntimeError("out of luck")
-        begun.set()
-        assert failed.wait(60)
-        return task | {"seconds": 1.0, "validation": {"accuracy": 0.9, "n": 100}}
-
-    monkeypatch.setattr(sweep, "run_apart", run_apart)
-    with sweep.processes(2) as submit, pytest.raises(RuntimeError, match="out of luck"):
-        sweep.sweep([tiny(13), tiny(1)], submit)
-    assert sweep.kept(tiny(1)).is_file() and not sweep.kept(tiny(13)).exists()
-
-
-def test_a_damaged_result_is_named(pretended):
-    sweep.sweep([tiny(0)])
-    sweep.kept(tiny(0)).write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match="runs/three_block_cnn_.*json is damaged; delete it"):
-        sweep.sweep([tiny(0)])
-
-
-def test_a_repeated_seed_is_refused():
-    with pytest.raises(ValueError, match="every seed counts once"):
-        sweep.sweep([tiny(0), tiny(1), tiny(0)])
-
-
-def test_an_impossible_setting_is_refused_before_anything_is_trained(pretended):
-    with pytest.raises(ValueError, match="crop_epochs is 5, expected a whole number from 0 to 1"):
-        sweep.sweep([tiny(0), tiny(0, crop_epochs=5)])
-    assert pretended == []
-
-
-def test_a_failing_run_says_what_failed(output):
-    with pytest.raises(RuntimeError, match=r"run of three_block_cnn.*'epochs': 1.*failed in .*another clone \(code\)"):
-        sweep.sweep([tiny(0) | {"code": "0"}])
-
-
-def test_a_ladder_keeps_every_rung_and_its_gain(monkeypatch, output):
-    found = {0: [0.5, 0.7], 1: [0.6, 0.6]}  # by fold and rung
-    monkeypatch.setattr(sweep, "definitions", lambda name: {"LADDER": [("a", {"x": 1}), ("b", {"y": 2})]})
-    monkeypatch.setattr(sweep, "new_task", lambda name, seed, changes, fold: (fold, len(changes) - 1))
-    monkeypatch.setattr(sweep, "sweep", lambda tasks, submit: [
-        {"seconds": 1.0, "validation": {"accuracy": found[fold][rung], "n": 10}} for fold, rung in tasks])
+def test_a_ladder_compares_each_rung_with_the_one_before_by_fold_and_by_image(output, monkeypatch, capsys):
+    last = sweep.with_changes(sweep.read_notebook("three_block_cnn"), {})["epochs"]
+    steps = [("a", {"epochs": 1}), ("b", {"epochs": 2}), ("c", {"epochs": last})]
+    monkeypatch.setattr(sweep, "ladder_of", lambda notebook: steps)
+    accuracy = {1: 0.7, 2: 0.8, last: 0.78}
+    pretended(monkeypatch, lambda changes: accuracy[changes["epochs"]] + 0.01 * changes["fold"])
     sweep.sweep_ladder(["three_block_cnn"], [0, 1])
-    first, second = utils.read_json(output / "results" / "ladder.json")["three_block_cnn"]["steps"]
-    assert first["mean"] == pytest.approx(0.55) and "gain" not in first
-    assert second["gain"]["mean"] == pytest.approx(0.1)
-    assert second["gain"]["standard_error"] == pytest.approx(0.1)
+    ladder = json.loads((output / "results" / "ladder.json").read_text())
+    first, second, third, together = ladder["three_block_cnn"]
+    assert first["accuracy"] == [0.7, 0.71] and "gain" not in first and first["n"] == 100
+    assert second["gain"]["mean"] == pytest.approx(0.1) and second["gain"]["interval95"] == pytest.approx([0.1, 0.1])
+    assert (second["gain"]["gained"], second["gain"]["lost"], second["gain"]["n"]) == (20, 0, 200)
+    assert (third["gain"]["gained"], third["gain"]["lost"]) == (0, 4) and together["gain"]["gained"] == 16
+    assert third["gain"]["p"] == pytest.approx(0.125) and third["gain"]["smallest"] == 6 / 200
+    assert "all steps together" in capsys.readouterr().out
 
 
-def test_the_summary_holds_every_seed_and_leaves_other_models_alone(serial, output):
-    sweep.save_seeds([{**result, "model": "vgg16_transfer"} for result in serial])
-    found = sweep.save_seeds(serial)["test"]
-    assert found["accuracy"] == [result["test"]["accuracy"] for result in serial]
-    assert found["mean"] == pytest.approx(np.mean(found["accuracy"]))
-    summary = utils.read_json(output / "results" / "seeds.json")
-    assert list(summary) == ["three_block_cnn", "vgg16_transfer"] and summary["three_block_cnn"]["seeds"] == [0, 1]
-    with np.load(output / "results" / "seeds.npz") as file:
-        for name in summary:
-            assert (file[name] == np.float32([result["probability"] for result in serial])).all()
+@pytest.mark.parametrize("disagreements, smallest", [(0, 6), (6, 6), (10, 8), (100, 22)])
+def test_the_smallest_difference_that_shows(disagreements, smallest):
+    assert sweep.smallest_difference(disagreements) == smallest
 
 
-# --- Several devices -------------------------------------------------------------------------------
-
-TWO_DEVICES = """
-import tensorflow as tf
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-import numpy as np
-import utils
-from scripts import sweep
-
-x = np.random.default_rng(0).normal(size=(256, 1, 20)).astype("float16")
-y = (x[:, 0, 0] > 0).astype("uint8")
-study = sweep.definitions("vgg16_transfer")
-settings = {**study["SETTINGS"], "hidden_units": 8, "dropout": 0.0, "epochs": 3, "batch_size": 64}
-def head():
-    network, _ = study["train"](settings, (x, y), (x, y))
-    return study["predict"](network, x, settings)
-def cnn():
-    task = sweep.new_task("three_block_cnn", 0, {"filters": [8, 8, 8], "epochs": 4, "crop_epochs": 0})
-    return sweep.run(task)["validation"]["accuracy"]
-one, one_cnn = head(), cnn()
-mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-utils.strategy = lambda: mirrored
-two, two_cnn = head(), cnn()
-print(mirrored.num_replicas_in_sync, float(np.ptp(one)), float(np.abs(one - two).max()), one_cnn, two_cnn)
-"""
+def test_experiments_are_kept_beside_each_other_while_the_notebook_stays(output, monkeypatch, notebook):
+    pretended(monkeypatch, lambda changes: 0.9 if changes.get("epochs") == 3 else 0.8)
+    sweep.experiment("three_block_cnn", "epochs=3", [0, 1])
+    sweep.experiment("three_block_cnn", "epochs=3,4", [0, 1])
+    kept = json.loads((output / "results" / "experiments.json").read_text())["three_block_cnn"]
+    assert [(entry["step"], round(entry["gain"]["mean"], 3)) for entry in kept] == [
+        ("epochs 3", 0.1),
+        ("epochs 4", 0.0),
+    ]
+    assert (output / "figures" / "experiments_three_block_cnn.png").is_file()
+    with pytest.raises(ValueError, match="the notebook's own parameters"):
+        sweep.experiment("three_block_cnn", f"epochs={sweep.with_changes(notebook, {})['epochs']}")
 
 
-def test_two_devices_give_the_numbers_of_one():
-    """The head without dropout: the same numbers. The CNN, whose replicas augment apart: the same accuracy, about."""
-    done = subprocess.run([sys.executable, "-c", TWO_DEVICES], cwd=utils.ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    replicas, spread, difference, one_cnn, two_cnn = map(float, done.stdout.splitlines()[-1].split())
-    assert replicas == 2 and spread > 0.1 and difference < 1e-3
-    assert abs(one_cnn - two_cnn) < 0.1
-
-
-# --- What sweeps wrote ---------------------------------------------------------------------------
-
-
-def test_a_missing_ladder_says_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(utils, "ROOT", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"ladder\.json is missing; `make ladder`"):
-        sweep.format_ladder("vgg16_transfer", {})
-
-
-def test_a_ladder_says_where_the_settings_are_no_rung_of_it():
-    settings = utils.load_results("vgg16_transfer", utils.ROOT / "results")["settings"]
-    assert "no rung" not in sweep.format_ladder("vgg16_transfer", settings)
-    assert "no rung of it; beside the last one: hidden_units 128 (not 256)." in sweep.format_ladder(
-        "vgg16_transfer", settings | {"hidden_units": 128})
-
-
-@pytest.fixture
-def committed_seeds(tmp_path):
-    """A copy of the committed results, and what may be damaged of it: a function of the entry and its probabilities."""
-    for path in (utils.ROOT / "results").glob("[!.]*"):
-        if path.stem.removesuffix("_seconds") in (*sweep.NOTEBOOKS, "seeds"):
-            shutil.copy(path, tmp_path)
-
-    def damage(change):
-        seeds = utils.read_json(tmp_path / "seeds.json")
-        with np.load(tmp_path / "seeds.npz") as file:
-            probabilities = dict(file)
-        change(seeds["vgg16_transfer"], probabilities)
-        utils.save_json(tmp_path / "seeds.json", seeds)
-        np.savez(tmp_path / "seeds.npz", **probabilities)
-
-    return tmp_path, damage
-
-
-@pytest.mark.parametrize("change, complaint", [
-    (lambda entry, arrays: entry.update(seeds=[0, 1, 1, 3, 4]), "repeats a seed"),
-    (lambda entry, arrays: arrays["vgg16_transfer"].__setitem__((0, 0), np.nan), "no probabilities"),
-    (lambda entry, arrays: arrays.update(vgg16_transfer=arrays["vgg16_transfer"][:, :-1]), r"array \(5, 1999\)"),
-    (lambda entry, arrays: arrays.update(vgg16_transfer=1 - arrays["vgg16_transfer"]), "doesn't belong to"),
-    (lambda entry, arrays: arrays.pop("vgg16_transfer"), r"array \(0,\) for vgg16_transfer, expected \(5, 2000\)")])
-def test_damaged_seeds_are_refused(committed_seeds, change, complaint):
-    folder, damage = committed_seeds
-    damage(change)
-    with pytest.raises(ValueError, match=complaint):
-        sweep.load_seeds(folder)
-
-
-def test_seeds_of_other_settings_are_read_and_named(committed_seeds):
-    folder, damage = committed_seeds
-    damage(lambda entry, arrays: entry["settings"].update(epochs=99))
-    seeds = sweep.load_seeds(folder)
-    assert seeds["vgg16_transfer"]["note"] == " [of other settings: epochs 99 (not 16)]"
-    assert seeds["three_block_cnn"]["note"] == ""
+def test_what_is_published_of_one_model_leaves_the_other_alone(output):
+    sweep.publish("seeds", "vgg16_transfer", {"seed": 3, "epochs": 1}, {"seeds": [3]})
+    sweep.publish("seeds", "three_block_cnn", {"seed": 0, "epochs": 2}, {"seeds": [0]})
+    kept = json.loads((output / "results" / "seeds.json").read_text())
+    assert kept["vgg16_transfer"] == {"seeds": [3]} and kept["three_block_cnn"] == {"seeds": [0]}
+    assert kept["made_from"] == {"vgg16_transfer": {"epochs": 1}, "three_block_cnn": {"epochs": 2}}

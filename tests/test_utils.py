@@ -1,6 +1,5 @@
-"""Unit tests of utils.py."""
+"""Unit tests of utils.py: writing, judging, models, results, figures."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,58 +7,55 @@ import sys
 import keras
 import numpy as np
 import pytest
-from test_data import some_images
+from helpers import copy_project, git, some_images
 
 import utils
-from scripts import figures
 
-
-# --- Writing -------------------------------------------------------------------------------------
+HISTORY = {key: [0.5, 0.25] for key in ("loss", "accuracy", "val_loss", "val_accuracy")}
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, OSError])
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, interruption):
     path = tmp_path / "results.json"
     path.write_text("old")
-    with pytest.raises(interruption):
-        with utils.atomic_write(path) as temporary:
-            temporary.write_text("half")
-            raise interruption
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(interruption), utils.atomic_write(path) as temporary:
+        temporary.write_text("half")
+        raise interruption
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_quick_runs_write_to_scratch():
-    assert utils.QUICK, "run the tests with `make test`, which sets SHIP_TRUCK_PROFILE=quick"
-    assert utils.OUTPUT == utils.ROOT / "scratch" and utils.CACHE.is_relative_to(utils.OUTPUT)
+def test_tests_take_the_quick_profile_and_write_to_scratch():
+    assert utils.QUICK and utils.OUTPUT == utils.ROOT / "scratch" and utils.CACHE.is_relative_to(utils.OUTPUT)
 
 
-# --- Importing -----------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "variables, output",
+    [
+        ({}, "."),
+        ({"SHIP_TRUCK_PROFILE": "quick"}, "scratch"),
+        ({"SHIP_TRUCK_OUTPUT": "elsewhere"}, "elsewhere"),
+    ],
+)
+def test_where_a_run_writes(variables, output):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SHIP_TRUCK")}
+    code = "import utils; print(utils.relative(utils.OUTPUT), utils.relative(utils.CACHE))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=utils.ROOT, env=environment | variables, capture_output=True, text=True
+    )
+    cache = "scratch/cache" if output == "scratch" else "cache"
+    assert done.stdout.split() == [output, cache], done.stderr
 
 
-def python(code, **options):
-    """Run some code in a fresh interpreter in the project's folder."""
-    return subprocess.run([sys.executable, "-c", code], cwd=utils.ROOT, capture_output=True, text=True, **options)
+def test_importing_utils_loads_no_tensorflow_and_says_nothing():
+    code = "import os; before = os.fstat(2); import utils, sys; assert os.fstat(2) == before; print('keras' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=utils.ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "False" and not done.stderr
 
 
-def test_importing_utils_loads_no_tensorflow_and_leaves_stderr_alone():
-    done = python("import os; before = os.fstat(2); import utils, sys; assert os.fstat(2) == before; "
-                  "print('tensorflow' in sys.modules, os.environ['TF_FORCE_GPU_ALLOW_GROWTH'])")
-    assert done.stdout.split() == ["False", "true"], done.stderr
-
-
-def test_a_script_shows_what_tensorflow_says():
-    environment = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
-    done = python("import utils; utils.set_seed(0)", env=environment)
-    assert done.returncode == 0 and "oneDNN" in done.stderr
-
-
-def test_utils_can_be_imported_where_stderr_is_closed():
-    done = python("import os; os.close(2); import utils; utils.set_seed(0); print('fine')")
-    assert done.stdout == "fine\n"
-
-
-# --- Judging -------------------------------------------------------------------------------------
+def test_tensorflow_starts_without_a_word_and_stderr_is_as_before():
+    code = "import utils, sys; utils.start_tensorflow(); print('still here', file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=utils.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "still here\n"
 
 
 def test_score_is_wilson():
@@ -69,14 +65,30 @@ def test_score_is_wilson():
     assert result["interval95"] == pytest.approx([0.2553, 0.3662], abs=5e-5)
 
 
-@pytest.mark.parametrize("probability, complaint", [
-    ([0.5], "2 labels and 1 probabilities"), ([0.5, np.nan], "numbers from 0 to 1"), ([0.5, 1.1], "numbers from 0 to 1")])
+@pytest.mark.parametrize(
+    "probability, complaint",
+    [
+        ([0.5], "2 labels and 1 probabilities"),
+        ([0.5, np.nan], "numbers from 0 to 1"),
+        ([0.5, 1.1], "numbers from 0 to 1"),
+    ],
+)
 def test_score_refuses_what_is_no_probability(probability, complaint):
     with pytest.raises(ValueError, match=complaint):
         utils.score(np.array([0, 1]), probability)
 
 
-def test_errors_are_drawn_surest_first():
+def test_mcnemar_counts_where_just_one_is_right():
+    right, before = (
+        np.repeat([True, True, False, False], [50, 9, 1, 5]),
+        np.repeat([True, False, True, False], [50, 9, 1, 5]),
+    )
+    gained, lost, p = utils.mcnemar(right, before)
+    assert (gained, lost) == (9, 1) and p == pytest.approx(22 / 1024)  # two tails of ten throws of a coin
+    assert utils.mcnemar(right, right) == (0, 0, 1.0)
+
+
+def test_errors_are_drawn_most_confident_first():
     figure = utils.plot_errors(some_images(4)[0], np.array([0, 0, 1, 1]), np.array([0.6, 0.9, 0.95, 0.4]))
     assert [axis.get_title() for axis in figure.axes[:4]] == ["truck? 0.90", "truck? 0.60", "ship? 0.60", ""]
 
@@ -89,20 +101,22 @@ def test_a_seed_gives_the_same_numbers():
     assert draws[0] == draws[1] != draws[2]
 
 
-# --- Models and results --------------------------------------------------------------------------
+# --- Models --------------------------------------------------------------------------------------
 
 
-def tiny_classifier():
+def tiny_network():
     inputs = keras.Input((32, 32, 3))
     x = keras.layers.Conv2D(2, 3)(keras.layers.Rescaling(1 / 255)(inputs))
-    return utils.classifier(keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Flatten()(x))), "tiny")
+    return keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Flatten()(x)))
 
 
-def test_a_saved_model_takes_images_of_any_size_and_gives_the_same_answer(output):
-    model, x = tiny_classifier(), some_images(4)[0]
+def test_a_saved_model_takes_images_of_any_size_and_gives_the_same_answer_without_its_optimizer(output):
+    model, x = utils.classifier(tiny_network(), "tiny"), some_images(4)[0]
+    model.compile("adam", "binary_crossentropy", jit_compile=False)
+    model.fit(x, np.array([0, 1, 0, 1]), verbose=0)
     utils.save_model(model, "tiny")
-    loaded = utils.load_model("tiny")
-    assert loaded.input.dtype == "uint8"
+    loaded = keras.saving.load_model(output / "models" / "tiny.keras")
+    assert loaded.input.dtype == "uint8" and getattr(loaded, "optimizer", None) is None
     probability = loaded.predict(x, verbose=0)
     assert (probability == model.predict(x, verbose=0)).all() and probability.shape == (4, 1)
     plain = [np.full((1, *size, 3), 80, np.uint8) for size in ((32, 32), (1, 1), (90, 400))]
@@ -110,28 +124,12 @@ def test_a_saved_model_takes_images_of_any_size_and_gives_the_same_answer(output
     assert answers == pytest.approx(answers[:1] * 3, abs=1e-5)
 
 
-def test_a_model_is_saved_without_its_optimizer(output):
-    model = tiny_classifier()
-    model.compile("adam", "binary_crossentropy", jit_compile=False)
-    model.fit(some_images(4)[0], np.array([0, 1, 0, 1]), verbose=0)
-    utils.save_model(model, "tiny")
-    loaded = keras.saving.load_model(output / "models" / "tiny.keras")
-    assert model.optimizer and getattr(loaded, "optimizer", None) is None
-
-
-def test_the_mirror_image_gets_the_same_answer():
-    x, model = some_images(4)[0], tiny_classifier()
-    assert model.predict(x[:, :, ::-1], verbose=0) == pytest.approx(model.predict(x, verbose=0), abs=1e-6)
-
-
-def test_without_mirroring_the_answer_is_the_network_s():
-    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
-    inputs = keras.Input((32, 32, 3))
-    network = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))))
-    plain = utils.classifier(network, "plain", mirror=False).predict(images, verbose=0)
-    expected = keras.ops.sigmoid(network.predict(images.astype("float32"), verbose=0))
-    assert plain == pytest.approx(np.asarray(expected), abs=1e-6)
-    assert utils.classifier(network, "both").predict(images, verbose=0) != pytest.approx(plain, abs=1e-3)
+def test_the_mirror_image_counts_if_asked_for():
+    x, network = some_images(4)[0], tiny_network()
+    both, one = (utils.classifier(network, "tiny", mirror).predict(x, verbose=0) for mirror in (True, False))
+    assert utils.classifier(network, "tiny").predict(x[:, :, ::-1], verbose=0) == pytest.approx(both, abs=1e-6)
+    expected = keras.ops.sigmoid(network.predict(x.astype("float32"), verbose=0))
+    assert one == pytest.approx(np.asarray(expected), abs=1e-6) and one != pytest.approx(both, abs=1e-3)
 
 
 def test_a_missing_model_says_how_to_get_it(output):
@@ -144,121 +142,130 @@ def test_committed_models_give_the_committed_probabilities(name, n, monkeypatch)
     monkeypatch.setattr(utils, "OUTPUT", utils.ROOT)
     x_test = utils.load_images(utils.DATA / "ship_truck.npz")[2][:n]
     committed = utils.load_results(name)["probability"]["test"][:n]
-    found = utils.load_model(name).predict(x_test, verbose=0).ravel()
+    model = utils.load_vgg16_transfer() if name == "vgg16_transfer" else utils.load_model(name)
+    probability = model.predict(x_test, verbose=0).ravel()
     # The stored features are rounded to 16 bits, and another processor rounds otherwise.
-    assert np.abs(found - committed).max() < 0.01 and np.mean((found >= 0.5) == (committed >= 0.5)) >= 0.99
+    assert np.abs(probability - committed).max() < 0.01
+    assert np.mean((probability >= 0.5) == (committed >= 0.5)) >= 0.99
 
 
-def some_results(**changes):
-    y = np.array([0, 1, 1, 1])
-    return {"settings": {"seed": 0}, "history": {key: [0.5, 0.25] for key in utils.HISTORY_KEYS}, "seconds": 1.26,
-            "parameters": {"trainable": 1, "frozen": 0}, "validation": (y, np.float32([0.1, 0.8, 0.4, 0.9])),
-            "test": (y[:3], np.float32([[0.25], [0.5], [1]]))} | changes
+# --- Results -------------------------------------------------------------------------------------
+
+
+def save_some_run(name="three_block_cnn", probability=(0.1, 0.8, 0.4, 0.9), settings=None, history=HISTORY, test=True):
+    y, probability = np.array([0, 1, 1, 1]), np.float32(probability)
+    settings = settings or {"seed": 0, "epochs": 2}
+    tested = (y[:3], np.float32([[0.25], [0.5], [1]])) if test else None
+    return utils.save_run(name, settings, history, 1.26, {"trainable": 1, "frozen": 0}, (y, probability), tested)
 
 
 def test_results_come_back_as_written(output):
-    written = utils.save_results("run", **some_results())
-    results = utils.load_results("run")
-    probability, seconds = results.pop("probability"), results.pop("seconds")
-    assert results == written and seconds == 1.3 and results["test"]["accuracy"] == 1 and results["validation"]["accuracy"] == 0.75
-    assert probability["test"].tolist() == [0.25, 0.5, 1] and len(probability["validation"]) == 4
-    assert results["data_sha256"] == utils.SHA256["ship_truck.npz"] and results["versions"]["keras"] == keras.__version__
-    assert utils.load_results("run", output / "results")["settings"] == {"seed": 0}
+    written = save_some_run()
+    results = utils.load_results("three_block_cnn")
+    probability = results.pop("probability")
+    assert results == {key: value for key, value in written.items() if key != "probability"}
+    assert results["test"]["accuracy"] == 1 and results["validation"]["accuracy"] == 0.75 and results["seconds"] == 1.3
+    assert (probability["validation"] == np.float32([0.1, 0.8, 0.4, 0.9])).all()
+    assert (
+        results["data_sha256"] == utils.SHA256["ship_truck.npz"] and results["versions"]["keras"] == keras.__version__
+    )
+    assert "test" not in save_some_run(test=False)
 
 
-def test_the_same_results_give_the_same_bytes(output):
-    files = []
-    for _ in range(2):
-        utils.save_results("run", **some_results())
-        files.append({path.name: path.read_bytes() for path in (output / "results").iterdir()})
-    assert files[0] == files[1] and files[0].keys() == {"run.json", "run.npz", "run_seconds.json"}
-
-
-@pytest.mark.parametrize("content, error, complaint", [
-    (None, FileNotFoundError, "run.json is missing; `make run`"),
-    ("{", ValueError, "run.json is not JSON"),
-    ("\udcff", ValueError, "run.json is not JSON"),
-    ("[1]", ValueError, "run.json is incomplete"),
-    (json.dumps({"accuracy": 0.97}), ValueError, "run.json is incomplete, without settings, run, data_sha256"),
-    (json.dumps(dict.fromkeys(utils.RESULT_KEYS, 0)), ValueError, "incomplete, without .*run.npz"),
-])
-def test_missing_or_older_results_are_refused(tmp_path, content, error, complaint):
+@pytest.mark.parametrize(
+    "content, error, complaint",
+    [
+        (None, FileNotFoundError, "three_block_cnn.json is missing: run notebook 02"),
+        ("{", ValueError, "three_block_cnn.json is not JSON.*run notebook 02"),
+    ],
+)
+def test_missing_or_damaged_results_say_what_to_run(tmp_path, content, error, complaint):
     if content is not None:
-        (tmp_path / "run.json").write_bytes(content.encode(errors="surrogateescape"))
+        (tmp_path / "three_block_cnn.json").write_text(content)
     with pytest.raises(error, match=complaint):
-        utils.load_results("run", tmp_path)
+        utils.load_results("three_block_cnn", tmp_path)
 
 
-def test_probabilities_of_another_run_are_refused(output):
-    utils.save_results("run", **some_results())
-    np.savez(output / "results" / "run.npz", validation=np.zeros(4), test=np.zeros(3))
-    with pytest.raises(ValueError, match="run.npz doesn't belong to .*run.json"):
-        utils.load_results("run")
+def test_results_made_by_another_run_say_so(output, capsys):
+    run = save_some_run()["run"]
+    utils.save_results("calibration", {"made_from": {"three_block_cnn": run}})
+    utils.save_results("seeds", {"made_from": {"three_block_cnn": {"epochs": 2}}})
+    for name in ("calibration", "seeds"):
+        utils.load_results(name)
+    assert capsys.readouterr().out == ""
+    save_some_run(probability=(0.1, 0.8, 0.4, 0.91), settings={"seed": 1, "epochs": 3})
+    for name, what in (("calibration", "run notebook 06"), ("seeds", "run `make seeds`")):
+        utils.load_results(name)
+        assert f"{name}.json was made by another run of three-block CNN: {what}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("changes", [{"history": {key: [float("nan")] for key in utils.HISTORY_KEYS}},
-                                     {"test": (np.array([1]), np.array([np.nan]))}])
-def test_a_diverged_run_is_not_written(output, changes):
+@pytest.mark.parametrize("change", [{"history": {"loss": [float("nan")]}}, {"probability": (0.1, 0.8, np.nan, 0.9)}])
+def test_a_diverged_run_is_not_written(output, change):
     with pytest.raises(ValueError):
-        utils.save_results("run", **some_results(**changes))
-    assert not (output / "results").exists() or not list((output / "results").iterdir())
+        save_some_run(**change)
+    assert not list(output.rglob("*.json"))
 
 
-def test_a_notebook_s_definitions_can_be_used_without_running_it(output, monkeypatch):
-    monkeypatch.setattr(utils, "ROOT", output)
-    (output / "notebooks").mkdir()
-    cells = [{"cell_type": "code", "source": source, "metadata": {"tags": tags}, "outputs": [], "execution_count": None,
-              "id": name} for name, source, tags in (("a", "x = 1", ["define"]), ("b", "1 / 0", []),
-                                                     ("c", "y = x + 1", ["define", "other"]))]
-    (output / "notebooks" / "n.ipynb").write_text(json.dumps(
-        {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}), encoding="utf-8")
-    assert utils.definitions("n")["y"] == 2
+def test_the_table_of_runs_tells_what_was_changed_and_what_it_was_worth(tmp_path, monkeypatch, capsys):
+    folder = copy_project(tmp_path / "copy")
+    monkeypatch.setattr(utils, "ROOT", folder)
+    monkeypatch.setattr(utils, "OUTPUT", folder / "scratch")
+    monkeypatch.setattr(utils, "load_training_images", lambda: (None, np.tile(np.uint8([0, 1]), 20)))
+    y = np.tile(np.uint8([0, 1]), 20)[utils.split_indices(np.tile(np.uint8([0, 1]), 20))[1]]  # four validation images
+    monkeypatch.setattr(utils, "OUTPUT", folder)
+    committed = utils.save_run("three_block_cnn", {"seed": 0, "epochs": 2}, {}, 1.0, {}, (y, 1 - y), (y, y))
+    git(folder, "commit", "-qam", "a run")
+    monkeypatch.setattr(utils, "OUTPUT", folder / "scratch")
+    utils.log_run("three_block_cnn", committed | {"settings": {"seed": 1, "epochs": 2}})
+    better = utils.save_run("three_block_cnn", {"seed": 0, "epochs": 3}, {}, 2.0, {}, (y, y), (y, y))
+    capsys.readouterr()
+    utils.log_run("three_block_cnn", better)
+    header, first, same, changed, *_ = capsys.readouterr().out.splitlines()
+    assert "the committed one" in first and "0.00% of 4" in first
+    assert same.split()[-3:] == ["nothing,", "seed", "1"] and changed.endswith("epochs 3 (not 2)")
+    assert changed.split()[5:8] == ["4", "0", "0.12"]  # gained, lost, p
 
 
-# --- Figures and the README ----------------------------------------------------------------------
+def test_git_s_refusal_is_passed_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(utils, "ROOT", tmp_path)
+    with pytest.raises(RuntimeError, match="git can't show the committed results/three_block_cnn.json: .+"):
+        utils.committed_results("three_block_cnn")
+
+
+def test_seeds_are_summarised_and_one_alone_has_no_spread():
+    scores = [{"accuracy": accuracy, "n": 10} for accuracy in (0.9, 0.8)]
+    assert utils.format_seeds(utils.summarise(scores)) == "85.00% ± 7.07% (n = 2 seeds)"
+    assert utils.format_seeds(utils.summarise(scores[:1])) == "90.00% (one seed)"
+
+
+# --- Figures -------------------------------------------------------------------------------------
 
 
 def test_unchanged_numbers_give_unchanged_figures(output):
-    files = []
+    sums = []
     for _ in range(2):
-        figure = utils.plot_histories({"three_block_cnn": some_results()["history"]})
-        utils.save_figure(figure, "curves")
-        files.append([(output / "figures" / f"curves{suffix}").read_bytes() for suffix in (".png", ".svg")])
-    assert files[0] == files[1]
+        utils.save_figure(utils.plot_histories({"three_block_cnn": HISTORY}), "curves")
+        sums.append((output / "figures" / "curves.png").read_bytes())
+    assert sums[0] == sums[1]
 
 
 def test_learning_curves_show_what_the_history_says():
-    histories = {name: {key: [number + 0.25, 0.5] for key in utils.HISTORY_KEYS}
-                 for number, name in enumerate(utils.LABELS)}
+    histories = {name: {key: [number + 0.25, 0.5] for key in HISTORY} for number, name in enumerate(utils.LABELS)}
     axes = utils.plot_histories(histories).axes
-    assert [axis.get_title() for axis in axes[:3]] == list(utils.LABELS.values())
-    losses, accuracies = axes[1].lines, axes[4].lines
+    assert [axis.get_title() for axis in axes[::2]] == list(utils.LABELS.values())
+    losses, accuracies = axes[2].lines, axes[3].lines
     assert [line.get_linestyle() for line in losses] == ["--", "-"]
     assert losses[0].get_ydata().tolist() == [1.25, 0.5] and accuracies[0].get_ydata().tolist() == [125, 50]
 
 
-@pytest.fixture
-def readme(tmp_path, monkeypatch):
-    """A project with a README of its own, and its scratch folder."""
-    monkeypatch.setattr(utils, "ROOT", tmp_path)
-    monkeypatch.setattr(utils, "OUTPUT", tmp_path / "scratch")
-    path = tmp_path / "README.md"
-    path.write_text("Größe\n<!-- results -->\nold\n<!-- /results -->\n<!-- b -->\n<!-- /b -->\n", encoding="utf-8")
-    return path
-
-
-def test_a_quick_run_fills_in_a_copy(readme):
-    before = readme.read_bytes()
-    figures.fill_in("README.md", "results", "| new |\n")
-    figures.fill_in("README.md", "b", "- more\n")
-    filled = "Größe\n<!-- results -->\n| new |\n<!-- /results -->\n<!-- b -->\n- more\n<!-- /b -->\n"
-    assert (utils.OUTPUT / "README.md").read_text(encoding="utf-8") == filled and readme.read_bytes() == before
-
-
-def test_a_full_run_fills_in_the_file(readme, monkeypatch):
-    monkeypatch.setattr(utils, "OUTPUT", utils.ROOT)
-    figures.fill_in("README.md", "results", "| new |\n")
-    assert "| new |" in readme.read_text(encoding="utf-8")
-    with pytest.raises(ValueError, match="README.md has 0 pairs of <!-- gone -->"):
-        figures.fill_in("README.md", "gone", "x")
-    assert "| new |" in readme.read_text(encoding="utf-8")
+def test_a_ladder_is_printed_and_drawn_with_what_is_known(capsys):
+    by_image = {"gained": 30, "lost": 10, "n": 200, "p": 0.002, "smallest": 0.07}
+    entries = [{"step": "start", "accuracy": [0.8, 0.9]}]
+    entries += [{"step": "next", "accuracy": [0.9, 1.0], "gain": {"mean": 0.1, "interval95": [0.05, 0.15]} | by_image}]
+    entries += [{"step": "older", "accuracy": [0.9], "gain": {"mean": -0.05, "interval95": None}}]
+    utils.print_ladder(entries)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1] == ["start", "85.00%"] and lines[3] == ["older", "90.00%", "-5.00", "one", "fold"]
+    assert lines[2] == ["next", "95.00%", "+10.00", "+5.00", "to", "+15.00", "30", "10", "0.002", "7.00"]
+    bars = utils.plot_ladder(entries, "three_block_cnn", "title").axes[0].patches
+    assert [bar.get_width() for bar in bars] == pytest.approx([-5, 10])
