@@ -278,6 +278,12 @@ def test_a_ladder_compares_each_rung_with_the_one_before_by_fold_and_by_image(ou
     assert "all steps together" in capsys.readouterr().out
 
 
+def test_a_ladder_that_does_not_end_at_the_notebook_s_parameters_is_refused(monkeypatch):
+    monkeypatch.setattr(sweep, "ladder_of", lambda notebook: [("a", {"epochs": 1}), ("b", {"mirror": True})])
+    with pytest.raises(ValueError, match=r"LADDER in 02_three_block_cnn.ipynb must end at .* not at epochs 1 \(not"):
+        sweep.sweep_ladder(["three_block_cnn"])
+
+
 @pytest.mark.parametrize("disagreements, smallest", [(0, 6), (6, 6), (10, 8), (100, 22)])
 def test_the_smallest_difference_that_shows(disagreements, smallest):
     assert sweep.smallest_difference(disagreements) == smallest
