@@ -509,6 +509,9 @@ MADE_BY = {
 }
 
 
+PACKAGES = ("tensorflow", "keras", "numpy", "scikit-learn")  # whose versions can change a result
+
+
 def save_results(name, results):
     """Write results/NAME.json, all of it or nothing: a dict, one of its keys a line. NaN, which JSON lacks, is refused."""
     lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in results.items()]
@@ -551,7 +554,6 @@ def save_run(name, settings, history, seconds, parameters, validation, test=None
     """
     splits = {"validation": validation} | ({} if test is None else {"test": test})
     probability = {split: np.ravel(p).astype(np.float32) for split, (_, p) in splits.items()}
-    packages = ("tensorflow", "keras", "numpy", "scikit-learn")
     results = {
         "settings": settings,
         "run": hashlib.sha256(b"".join(p.tobytes() for p in probability.values())).hexdigest()[:16],
@@ -562,7 +564,7 @@ def save_run(name, settings, history, seconds, parameters, validation, test=None
         # as many digits as tell one float32 from another
         "probability": {split: [float(str(value)) for value in p] for split, p in probability.items()},
         "data_sha256": SHA256["ship_truck.npz"],
-        "versions": {"python": platform.python_version()} | {package: version(package) for package in packages},
+        "versions": {"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
     }
     save_results(name, results)
     return results

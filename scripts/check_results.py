@@ -20,18 +20,23 @@ RESULTS = utils.ROOT / "results"
 RUN = ".venv/bin/python scripts/run_study.py"
 
 
+def printed(function, *arguments):
+    """Return the lines that a function prints, and what it returns."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        value = function(*arguments)
+    return said.getvalue().splitlines(), value
+
+
 def complaints_of_results():
     """Yield what load_results() says of each file, where it was made by another run or can't be read."""
     for name in utils.MADE_BY:
         if name == "experiments" and not (RESULTS / "experiments.json").is_file():
             continue
-        said = io.StringIO()
         try:
-            with contextlib.redirect_stdout(said):
-                utils.load_results(name, RESULTS)
+            yield from printed(utils.load_results, name, RESULTS)[0]
         except (OSError, ValueError) as error:
             yield str(error)
-        yield from said.getvalue().splitlines()
 
 
 def complaints_of_notebooks():
@@ -43,14 +48,6 @@ def complaints_of_notebooks():
             yield f"{path.name} was not executed from top to bottom: {RUN} {path.name[:2]}"
         if any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs):
             yield f"{path.name} shows an error or a warning: mend its cause and run it again"
-
-
-def printed(function, *arguments):
-    """Return the lines that a function prints, and what it returns."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        value = function(*arguments)
-    return said.getvalue().splitlines(), value
 
 
 def shown(number):
@@ -77,7 +74,8 @@ def complaints_of_numbers():
     if not all(text in readme for text in expected["04"]):
         yield f"README.md doesn't show the numbers in results/: {RUN} 04"
     for number, texts in expected.items():
-        if not all(text.strip() in shown(number) for text in texts):
+        outputs = shown(number)
+        if not all(text.strip() in outputs for text in texts):
             yield f"notebook {number} doesn't show the numbers in results/: {RUN} {number}"
 
 

@@ -61,12 +61,8 @@ def known_parameters(notebook):
 
     Raises ValueError for one without a type or a plain value.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "notebook.ipynb"
-        nbformat.write(notebook, path)
-        inspected = papermill.inspect_notebook(path).values()
     known = {}
-    for parameter in inspected:
+    for parameter in papermill.inspect_notebook(notebook).values():
         name, kind = parameter["name"], parameter["inferred_type_name"]
         try:
             known[name] = (kind, ast.literal_eval(parameter["default"]), parameter["help"])
@@ -168,7 +164,7 @@ def new_run(model, notebook, changes, seed, fold=-1):
     plain = TransformerManager().transform_cell  # %magic is no Python
     code = [without_prose(plain(c.source)) for c in cells if c.cell_type == "code" and "parameters" not in tags(c)]
     code.append(without_prose((utils.ROOT / "utils.py").read_text(encoding="utf-8")))
-    versions = {package: version(package) for package in ("tensorflow", "keras", "numpy", "scikit-learn")}
+    versions = {package: version(package) for package in utils.PACKAGES}
     depends_on = json.dumps([code, parameters, versions, utils.PROFILE], sort_keys=True)
     key = hashlib.sha256(depends_on.encode()).hexdigest()[:20]
     return {
