@@ -39,8 +39,8 @@ def call_times(function, repeats):
 def machine():
     """Describe the machine: processor, logical cores, GPUs, system, versions."""
     processor = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    if utils.CPUINFO.exists():
+        lines = utils.CPUINFO.read_text(encoding="utf-8").splitlines()
         processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), processor)
     return {
         "processor": processor,

@@ -35,7 +35,7 @@ NOTEBOOKS = tuple(
 # What each stage needs is made by those before it, and what takes longest is started first. Other notebooks, a
 # reader's own, come last, one after another.
 STAGES = (("03", "02", "01"), ("07", "06", "05", "04"), ("08",))
-TOLERANCE = 0.007  # accuracy: 0.7 points, about what another machine's rounding changes
+TOLERANCE = 0.007  # accuracy: 0.7 points, about what rounding changes, another machine's or in another precision
 
 
 def execute(path):
@@ -104,15 +104,17 @@ def compare(old, new):
     print(f"\n{'accuracy':34} {'old':>8} {'new':>8}   tolerance {TOLERANCE:.4f}")
     for name in sorted(old | new):
         before, after = old.get(name), new.get(name)
-        changed = ""
+        changed = note = ""
         if before and after and before["settings"] != after["settings"]:
             changed = utils.differences(after["settings"], before["settings"]) or "another seed"
+        if before and after and before.get("precision") != after.get("precision"):
+            note = f", in {after.get('precision')} (was {before.get('precision')})"
         for split in ("validation", "test"):
             values = [results[split]["accuracy"] if results else None for results in (before, after)]
             shown = " ".join(f"{'-' if value is None else f'{value:.4f}':>8}" for value in values)
             bad = before is not None and not changed and (after is None or abs(values[1] - values[0]) > TOLERANCE)
             outside += bad
-            print(f"{name + ', ' + split:34} {shown}   {changed or ('OUTSIDE' if bad else 'ok')}")
+            print(f"{name + ', ' + split:34} {shown}   {changed or ('OUTSIDE' if bad else 'ok')}{note}")
     return outside
 
 

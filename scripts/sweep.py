@@ -155,7 +155,7 @@ def new_run(model, notebook, changes, seed, fold=-1):
     """Return a run to be done: a dict of a model's name, notebook and parameters, and of what it is kept under.
 
     The key is a sum over all that can change its result: code cells and utils.py (which knows the sums of the data),
-    parameters, versions, profile. Raises ValueError where with_changes() refuses a parameter.
+    parameters, versions, precision, profile. Raises ValueError where with_changes() refuses a parameter.
     """
     changes = changes | {"seed": seed, "fold": fold}
     parameters = with_changes(notebook, changes)
@@ -164,8 +164,8 @@ def new_run(model, notebook, changes, seed, fold=-1):
     plain = TransformerManager().transform_cell  # %magic is no Python
     code = [without_prose(plain(c.source)) for c in cells if c.cell_type == "code" and "parameters" not in tags(c)]
     code.append(without_prose((utils.ROOT / "utils.py").read_text(encoding="utf-8")))
-    versions = {package: version(package) for package in utils.PACKAGES}
-    depends_on = json.dumps([code, parameters, versions, utils.PROFILE], sort_keys=True)
+    versions, precision = {package: version(package) for package in utils.PACKAGES}, utils.precision()[0]
+    depends_on = json.dumps([code, parameters, versions, precision, utils.PROFILE], sort_keys=True)
     key = hashlib.sha256(depends_on.encode()).hexdigest()[:20]
     return {
         "model": model,
@@ -173,6 +173,7 @@ def new_run(model, notebook, changes, seed, fold=-1):
         "changes": changes,
         "changes_yaml": yaml.safe_dump(changes),  # JSON's 1e-05 would be a text in YAML
         "profile": utils.PROFILE,
+        "precision": precision,
         "versions": versions,
         "utils_sha256": hashlib.sha256((utils.ROOT / "utils.py").read_bytes()).hexdigest(),
         "folder": utils.CACHE / "runs" / f"{model}_{key}",
@@ -196,6 +197,7 @@ def execute(number, run, clone=None):
         environment = {**os.environ, "SHIP_TRUCK_PROFILE": run["profile"], "SHIP_TRUCK_OUTPUT": folder}
         # In a run by folds any reading of the test set is refused, that of a cell without the tag too.
         environment |= {"SHIP_TRUCK_FOLD": str(run["changes"]["fold"]), "PYTHONUTF8": "1"}
+        environment["SHIP_TRUCK_PRECISION"] = run["precision"]  # on each worker of a cluster the same
         done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=environment)
         if done.returncode:
             reason = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
@@ -425,6 +427,7 @@ def main():
         else:
             command.add_argument("--models", nargs="+", choices=NOTEBOOKS, default=list(NOTEBOOKS))
     arguments = vars(parser.parse_args())
+    utils.start_tensorflow()  # utils.precision() loads it
     function = {"seeds": sweep_seeds, "ladder": sweep_ladder, "experiment": experiment}[arguments.pop("what")]
     try:
         function(**arguments)

@@ -57,7 +57,7 @@ def test_features_are_those_of_keras_and_come_from_the_cache(output, base, monke
     assert (utils.vgg16_features(base, x, 64, layer, 2, mirror=True) == features).all()
 
 
-@pytest.mark.parametrize("change", ["image", "weights", "image_size", "layer", "grid", "extractor"])
+@pytest.mark.parametrize("change", ["image", "weights", "image_size", "layer", "grid", "extractor", "precision"])
 def test_stale_features_are_never_used(output, base, change, monkeypatch):
     monkeypatch.setattr(utils, "_compute_features", lambda extractor, x, unit: np.zeros((len(x), 1), np.float16))
     x, tap = some_images(2)[0], dict(TAP)
@@ -67,12 +67,25 @@ def test_stale_features_are_never_used(output, base, change, monkeypatch):
         x[0, 0, 0, 0] ^= 1
     if change == "weights":
         monkeypatch.setattr(utils, "weights_sha256", lambda model: "other")
+    if change == "precision":
+        other = {"float32": "mixed_bfloat16", "mixed_bfloat16": "float32"}[utils.precision()[0]]
+        base = utils.load_vgg16(policy=other)
     if change == "extractor":
         source = utils.inspect.getsource(utils.vgg16_extractor)
         monkeypatch.setattr(utils.inspect, "getsource", lambda function: source + "    # another resampling\n")
     others = {"image_size": 64, "layer": "block3_pool", "grid": 2}
     utils.vgg16_features(base, x, **(tap | {key: value for key, value in others.items() if key == change}))
     assert len(list((output / "cache").iterdir())) == 2
+
+
+def test_in_bfloat16_the_features_are_nearly_the_same(output):
+    x = some_images(2)[0]
+    exact, rounded = (
+        utils.vgg16_features(utils.load_vgg16(policy=policy), x, **TAP).astype("float32")
+        for policy in ("float32", "mixed_bfloat16")
+    )
+    assert 0.0005 < np.abs(exact - rounded).mean() / exact.mean() < 0.02
+    assert keras.config.dtype_policy().name == "float32"  # what is built next is not in bfloat16
 
 
 def test_an_interrupted_extraction_leaves_no_file(output, base, monkeypatch):

@@ -62,6 +62,9 @@ def test_the_comparison_fails_outside_its_tolerance_where_the_settings_are_the_s
     assert "OUTSIDE" in capsys.readouterr().out
     assert run_study.compare(old, {"a": results_of(0.5, 0.5, epochs=3), "b": results_of(0.5, 0.5)}) == 0
     assert capsys.readouterr().out.count("epochs 3 (not 2)") == 2
+    new["a"]["precision"] = "mixed_bfloat16"
+    assert run_study.compare(old, new) == 0
+    assert "in mixed_bfloat16" in capsys.readouterr().out
 
 
 def test_a_run_is_compared_with_what_git_has(tmp_path, monkeypatch, capsys):

@@ -80,3 +80,19 @@ def test_the_learning_rate_climbs_for_a_fifth_and_falls_to_zero():
         optimizer.iterations.assign(step)
         rates.append(float(optimizer.learning_rate))
     assert rates == pytest.approx([0, 0.02, 0.01, 0], abs=1e-6)
+
+
+def test_in_bfloat16_the_answers_are_nearly_the_same_and_the_last_layer_is_exact():
+    """Notebook 02 saves its network in float32, with weights that were trained in bfloat16 where that is fast."""
+    x, networks = some_images(8)[0].astype("float32"), []
+    for policy in ("float32", "mixed_bfloat16"):
+        keras.config.set_dtype_policy(policy)
+        try:
+            networks.append(notebook()["three_block_cnn"]())
+        finally:
+            keras.config.set_dtype_policy("float32")
+    exact, rounded = networks
+    rounded.set_weights(exact.get_weights())
+    assert {weight.dtype for weight in rounded.weights} == {"float32"}
+    assert [layer.compute_dtype for layer in rounded.layers][-2:] == ["bfloat16", "float32"]
+    assert rounded.predict(x, verbose=0) == pytest.approx(exact.predict(x, verbose=0), abs=0.1)

@@ -269,3 +269,47 @@ def test_a_ladder_is_printed_and_drawn_with_what_is_known(capsys):
     assert lines[2] == ["next", "95.00%", "+10.00", "+5.00", "to", "+15.00", "30", "10", "0.002", "7.00"]
     bars = utils.plot_ladder(entries, "three_block_cnn", "title").axes[0].patches
     assert [bar.get_width() for bar in bars] == pytest.approx([-5, 10])
+
+
+@pytest.mark.parametrize(
+    "cpuinfo, environment, expected",
+    [
+        ("flags: avx512f amx_bf16 amx_tile", {}, "mixed_bfloat16"),
+        ("flags: avx512f avx512_bf16", {}, "float32"),
+        (None, {}, "float32"),  # no Linux
+        ("flags: amx_bf16", {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}, "float32"),
+        ("flags: amx_bf16", {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_AMX"}, "mixed_bfloat16"),
+        ("flags: amx_bf16", {"TF_ENABLE_ONEDNN_OPTS": "0"}, "float32"),
+        ("flags: amx_bf16", {"SHIP_TRUCK_PRECISION": "float32"}, "float32"),
+        ("flags: avx2", {"SHIP_TRUCK_PRECISION": "mixed_bfloat16"}, "mixed_bfloat16"),
+    ],
+)
+def test_bfloat16_is_chosen_where_the_processor_is_made_for_it(monkeypatch, tmp_path, cpuinfo, environment, expected):
+    monkeypatch.setattr("tensorflow.config.list_physical_devices", lambda kind: [])
+    monkeypatch.setattr(utils, "CPUINFO", tmp_path / "cpuinfo")
+    if cpuinfo:
+        utils.CPUINFO.write_text(cpuinfo)
+    for name in ("ONEDNN_MAX_CPU_ISA", "TF_ENABLE_ONEDNN_OPTS", "SHIP_TRUCK_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    policy, reason = utils.precision()
+    assert policy == expected and ("SHIP_TRUCK_PRECISION" in reason) == ("SHIP_TRUCK_PRECISION" in environment)
+
+
+@pytest.mark.parametrize(
+    "capabilities, expected",
+    [([(8, 0)], "mixed_bfloat16"), ([(7, 5)], "float32"), ([(9, 0), (7, 5)], "float32"), ([None], "float32")],
+)
+def test_of_the_gpus_all_must_be_made_for_bfloat16(monkeypatch, capabilities, expected):
+    details = [{"compute_capability": each} if each else {} for each in capabilities]
+    monkeypatch.delenv("SHIP_TRUCK_PRECISION", raising=False)
+    monkeypatch.setattr("tensorflow.config.list_physical_devices", lambda kind: range(len(details)))
+    monkeypatch.setattr("tensorflow.config.experimental.get_device_details", lambda gpu: details[gpu])
+    assert utils.precision()[0] == expected
+
+
+def test_another_precision_is_refused_with_those_that_there_are(monkeypatch):
+    monkeypatch.setenv("SHIP_TRUCK_PRECISION", "float16")
+    with pytest.raises(ValueError, match="'float16'; set it to float32 or mixed_bfloat16, or unset it"):
+        utils.precision()
