@@ -1,8 +1,9 @@
 """Measure what the study costs on this machine: `make bench` writes results/benchmark.json; notebook 04 shows it.
 
 Everything is measured in one run, one thing after another, on an otherwise idle machine: VGG16's features at several
-sizes, and the three-block CNN within several budgets of time, each an execution of notebook 02. Training times include
-the tracing of the graph and leave out the loading of TensorFlow and data.
+sizes, then trainings by several recipes, seed by seed, so that a machine that slows down slows all of them. Where the
+machine has both precisions (utils.precision), each comes in both. Training times include the tracing of the graph and
+leave out the loading of TensorFlow and data.
 """
 
 import json
@@ -13,15 +14,18 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # or the runs would find no memory on a GPU
+import utils
+
+utils.start_tensorflow()
+
 import keras
 import numpy as np
 import tensorflow as tf
+from keras import layers
 
-import utils
 from scripts import sweep
 
-BUDGETS = (1 / 36, 1 / 9, 1 / 3, 1)  # shares of the notebook's epochs
+SEEDS = (0, 1, 2)
 SIZES = utils.full_or_quick((32, 64, 96, 128), (32, 48))
 
 
@@ -72,42 +76,113 @@ def convolution_operations(base, image_size, layer):
             return operations
 
 
-def extraction(base, image_size, settings, peak):
+def extraction(policy, image_size, layer, peak):
     """Return what VGG16's features cost: the best of four measurements of 200 images."""
-    extractor = utils.vgg16_extractor(base, image_size, settings["layer"], 1)
+    base = utils.load_vgg16(policy=policy)
+    extractor = utils.vgg16_extractor(base, image_size, layer, 1)
     compute = tf.function(lambda images: extractor(images, training=False), jit_compile=False)
     images = tf.random.uniform((100, 32, 32, 3), 0, 255)
     seconds = min(call_times(lambda: [compute(images).numpy() for _ in range(2)], 4)) / 200
-    gflops = convolution_operations(base, image_size, settings["layer"]) / seconds / 1e9
-    return {"image_size": image_size, "ms_an_image": 1000 * seconds, "gflops": gflops, "share_of_peak": gflops / peak}
+    gflops = convolution_operations(base, image_size, layer) / seconds / 1e9
+    cost = {"ms_an_image": 1000 * seconds, "gflops": gflops, "share_of_peak": gflops / peak}
+    return {"precision": policy, "image_size": image_size, **cost}
+
+
+def tutorial_cnn():
+    """The network of TensorFlow's tutorial "Convolutional Neural Network (CNN)", with one output in place of ten."""
+    inputs = keras.Input((32, 32, 3))
+    x = layers.Rescaling(1 / 255)(inputs)
+    x = layers.Conv2D(32, 3, activation="relu")(x)
+    x = layers.MaxPooling2D()(x)
+    x = layers.Conv2D(64, 3, activation="relu")(x)
+    x = layers.MaxPooling2D()(x)
+    x = layers.Conv2D(64, 3, activation="relu")(x)
+    x = layers.Flatten()(x)
+    x = layers.Dense(64, activation="relu")(x)
+    return keras.Model(inputs, layers.Dense(1, dtype="float32")(x))
+
+
+def train_tutorial(policy, seed):
+    """Train it as the tutorial does, 10 epochs with Adam in batches of 32; return {"seconds", "validation", "test"}."""
+    x, y = utils.load_training_images()
+    training, validation = utils.split_indices(y)
+    utils.set_seed(seed)
+    keras.config.set_dtype_policy(policy)
+    network = tutorial_cnn()
+    keras.config.set_dtype_policy("float32")
+    network.compile("adam", keras.losses.BinaryCrossentropy(from_logits=True), jit_compile=False)
+    started = time.perf_counter()
+    network.fit(x[training], y[training], epochs=utils.full_or_quick(10, 1), verbose=0)
+    results = {"seconds": time.perf_counter() - started}
+    for split, images, labels in (
+        ("validation", x[validation], y[validation]),
+        ("test", *utils.load_test_images()),
+    ):
+        probability = np.asarray(keras.ops.sigmoid(network.predict(images, verbose=0)))
+        results[split] = utils.score(labels, probability)
+    return results
+
+
+def train_notebook(model, changes, policy, seed):
+    """Execute the notebook of a model, whatever cache/runs/ holds, since time is what is measured; return its results."""
+    run = sweep.new_run(model, sweep.read_notebook(model), changes, seed) | {"precision": policy}
+    return json.loads(sweep.execute(0, run, utils.ROOT)[2])
+
+
+def recipes():
+    """Return what is trained: {recipe: (model, function of precision and seed that trains it)}."""
+    notebook = sweep.read_notebook("three_block_cnn")
+    parameters = sweep.with_changes(notebook, {})
+
+    def of(model, **changes):
+        return model, lambda policy, seed: train_notebook(model, changes, policy, seed)
+
+    def cnn_for(share):
+        epochs, crop_epochs = (max(1, int(share * parameters[name])) for name in ("epochs", "crop_epochs"))
+        return of("three_block_cnn", epochs=epochs, crop_epochs=min(epochs, crop_epochs))
+
+    (_, changes_2021), *_ = sweep.ladder_of(notebook)
+    return {
+        "2021 network, as it was": of("three_block_cnn", **changes_2021),
+        "TensorFlow's tutorial CNN": ("three_block_cnn", train_tutorial),
+        "three-block CNN, a ninth of the epochs": cnn_for(1 / 9),
+        "three-block CNN, a third of the epochs": cnn_for(1 / 3),
+        "three-block CNN": of("three_block_cnn"),
+        "VGG16, frozen": of("vgg16_transfer"),
+    }
 
 
 def main():
-    settings = utils.load_results("vgg16_transfer", utils.ROOT / "results")["settings"]
-    base, peak = utils.load_vgg16(), peak_gflops()
+    settings = {
+        name: utils.load_results(name, utils.ROOT / "results")["settings"]
+        for name in ("three_block_cnn", "vgg16_transfer")
+    }
+    tap, peak = settings["vgg16_transfer"], peak_gflops()
     print(f"peak of a float32 matrix product: {peak:.0f} GFLOPS", flush=True)
+    fastest, reason = utils.precision()
+    policies = ["float32"] if fastest == "float32" else ["float32", fastest]
+    print(f"{fastest}: {reason}", flush=True)
     extractions = []
     for size in SIZES:
-        extractions.append(extraction(base, size, settings, peak))
-        print("features at {image_size} px: {ms_an_image:.1f} ms an image".format(**extractions[-1]), flush=True)
-    notebook, budgets = sweep.read_notebook("three_block_cnn"), []
-    parameters = sweep.with_changes(notebook, {})
-    for budget in BUDGETS:
-        epochs, crop_epochs = (int(budget * parameters[name]) for name in ("epochs", "crop_epochs"))
-        changes = {"epochs": max(1, epochs), "crop_epochs": crop_epochs}
-        run = sweep.new_run("three_block_cnn", notebook, changes, seed=0)
-        results = json.loads(
-            sweep.execute(0, run, utils.ROOT)[2]
-        )  # whatever cache/runs/ holds: time is what is measured
-        budgets.append({key: results[key] for key in ("seconds", "validation", "test")} | {"epochs": changes["epochs"]})
-        accuracy = results["test"]["accuracy"]
-        print(f"CNN, {changes['epochs']} epochs: {results['seconds']:.1f} s, test {accuracy:.2%}", flush=True)
-    made_from = {
-        "three_block_cnn": utils.without_seed(results["settings"]),
-        "vgg16_transfer": utils.without_seed(settings),
-    }
-    benchmark = {"made_from": made_from, "machine": machine(), "peak_gflops": peak, "extraction": extractions}
-    utils.save_results("benchmark", benchmark | {"three_block_cnn": budgets})
+        for policy in policies:
+            extractions.append(extraction(policy, size, tap["layer"], peak))
+            print("features at {image_size} px, {precision}: {ms_an_image:.1f} ms an image".format(**extractions[-1]))
+    trainings = {(recipe, policy): [] for recipe in recipes() for policy in policies}
+    for seed in SEEDS:
+        for (recipe, policy), runs in trainings.items():
+            _, train = recipes()[recipe]
+            runs.append(train(policy, seed))
+            line = "{}, {}, seed {}: {:.1f} s, test {:.2%}"
+            print(line.format(recipe, policy, seed, runs[-1]["seconds"], runs[-1]["test"]["accuracy"]), flush=True)
+    entries = []
+    for (recipe, policy), runs in trainings.items():
+        entry = {"recipe": recipe, "model": recipes()[recipe][0], "precision": policy}
+        entry |= {"seconds": [round(run["seconds"], 1) for run in runs]}
+        entry |= {split: utils.summarise([run[split] for run in runs]) for split in ("validation", "test")}
+        entries.append(entry)
+    made_from = {name: utils.without_seed(each) for name, each in settings.items()}
+    costs = {"peak_gflops": peak, "extraction": extractions, "trainings": entries}
+    utils.save_results("benchmark", {"made_from": made_from, "machine": machine(), **costs})
 
 
 if __name__ == "__main__":

@@ -98,6 +98,7 @@ def compare(model):
 
 
 def main():
+    utils.start_tensorflow()
     model = utils.serving_model()
     if is_up_to_date(model):
         print(f"{utils.relative(PATH)} is up to date")
