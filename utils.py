@@ -187,8 +187,8 @@ def progress(total, unit):
 def start_tensorflow():
     """Load TensorFlow, set for speed, without its start-up notes, which would stand in red under the first cell."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # oneDNN's convolutions. TensorFlow takes them by itself only on processors with AVX-512 VNNI or newer; on others
-    # training took three times as long without them, half of it for giving memory back and fetching it anew.
+    # oneDNN's convolutions. TensorFlow takes them by itself only on processors with AVX-512 VNNI or newer; on one
+    # without (AMD Zen 3) the CNN took three times as long to train without them.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # several processes may share a GPU
     # Some notes ignore the log level, so the process's stderr is turned away for this moment.
@@ -211,9 +211,10 @@ CPUINFO = Path("/proc/cpuinfo")  # where Linux says what the processor is and ca
 def precision():
     """Return (policy, reason): the Keras dtype policy that this machine computes networks in, and why, in words.
 
-    "mixed_bfloat16" (weights float32, products of bfloat16) where that is several times as fast: on a processor with
-    AMX, or GPUs of compute capability 8.0 or more. Elsewhere "float32", also where avx512_bf16 is the only sign: with it
-    alone bfloat16 took 1.8 times as long. SHIP_TRUCK_PRECISION overrides. Raises ValueError for another value of it.
+    "mixed_bfloat16" (weights float32, products of bfloat16) where the hardware is made for it: on a processor with AMX,
+    or GPUs of compute capability 8.0 or more (not tried). Elsewhere "float32", also where avx512_bf16 is the only sign:
+    an Intel processor held to it took 1.8 times as long in bfloat16. SHIP_TRUCK_PRECISION overrides; raises ValueError
+    for another value of it.
     """
     policies, wanted = ("float32", "mixed_bfloat16"), os.environ.get("SHIP_TRUCK_PRECISION")
     if wanted in policies:
@@ -227,7 +228,7 @@ def precision():
         details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
         if all(each.get("compute_capability", (0, 0)) >= (8, 0) for each in details):
             return "mixed_bfloat16", "the GPU multiplies bfloat16"
-        return "float32", "the GPU does not multiply bfloat16"
+        return "float32", "not every GPU is known to multiply bfloat16"
     if not CPUINFO.is_file() or "amx_bf16" not in CPUINFO.read_text(encoding="utf-8").split():
         return "float32", "the processor has no AMX, or does not say so"
     allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
@@ -520,7 +521,8 @@ def load_vgg16_transfer():
     import keras
 
     settings = load_results("vgg16_transfer")["settings"]
-    extractor = vgg16_extractor(load_vgg16(), settings["image_size"], settings["layer"], settings["grid"])
+    base = load_vgg16(policy="float32")  # whatever the features were computed in, it answers alike anywhere
+    extractor = vgg16_extractor(base, settings["image_size"], settings["layer"], settings["grid"])
     logits = load_model("vgg16_head")(extractor.output)
     network = keras.Model(extractor.input, logits, name="vgg16_network")
     return classifier(network, "vgg16_transfer", settings["mirror"])

@@ -123,41 +123,38 @@ def train_tutorial(policy, seed):
     return results
 
 
-def train_notebook(model, changes, policy, seed):
-    """Execute the notebook of a model, whatever cache/runs/ holds, since time is what is measured; return its results."""
-    run = sweep.new_run(model, sweep.read_notebook(model), changes, seed) | {"precision": policy}
-    return json.loads(sweep.execute(0, run, utils.ROOT)[2])
+def recipes(notebooks):
+    """Return what is trained: {recipe: (model, function of precision and seed that trains it)}.
 
-
-def recipes():
-    """Return what is trained: {recipe: (model, function of precision and seed that trains it)}."""
-    notebook = sweep.read_notebook("three_block_cnn")
-    parameters = sweep.with_changes(notebook, {})
+    notebooks: {model: notebook}. They are executed whatever cache/runs/ holds, since time is what is measured.
+    """
+    parameters = sweep.with_changes(notebooks["three_block_cnn"], {})
 
     def of(model, **changes):
-        return model, lambda policy, seed: train_notebook(model, changes, policy, seed)
+        def train(policy, seed):
+            run = sweep.new_run(model, notebooks[model], changes, seed) | {"precision": policy}
+            return json.loads(sweep.execute(0, run, utils.ROOT)[2])
+
+        return model, train
 
     def cnn_for(share):
         epochs, crop_epochs = (max(1, int(share * parameters[name])) for name in ("epochs", "crop_epochs"))
         return of("three_block_cnn", epochs=epochs, crop_epochs=min(epochs, crop_epochs))
 
-    (_, changes_2021), *_ = sweep.ladder_of(notebook)
+    (_, changes_2021), *_ = sweep.ladder_of(notebooks["three_block_cnn"])
     return {
-        "2021 network, as it was": of("three_block_cnn", **changes_2021),
+        utils.LABELS["baseline_2021"]: of("three_block_cnn", **changes_2021),
         "TensorFlow's tutorial CNN": ("three_block_cnn", train_tutorial),
-        "three-block CNN, a ninth of the epochs": cnn_for(1 / 9),
-        "three-block CNN, a third of the epochs": cnn_for(1 / 3),
-        "three-block CNN": of("three_block_cnn"),
-        "VGG16, frozen": of("vgg16_transfer"),
+        f"{utils.LABELS['three_block_cnn']}, a ninth of the epochs": cnn_for(1 / 9),
+        f"{utils.LABELS['three_block_cnn']}, a third of the epochs": cnn_for(1 / 3),
+        utils.LABELS["three_block_cnn"]: of("three_block_cnn"),
+        utils.LABELS["vgg16_transfer"]: of("vgg16_transfer"),
     }
 
 
 def main():
-    settings = {
-        name: utils.load_results(name, utils.ROOT / "results")["settings"]
-        for name in ("three_block_cnn", "vgg16_transfer")
-    }
-    tap, peak = settings["vgg16_transfer"], peak_gflops()
+    notebooks = {model: sweep.read_notebook(model) for model in sweep.NOTEBOOKS}
+    layer, peak = sweep.with_changes(notebooks["vgg16_transfer"], {})["layer"], peak_gflops()
     print(f"peak of a float32 matrix product: {peak:.0f} GFLOPS", flush=True)
     fastest, reason = utils.precision()
     policies = ["float32"] if fastest == "float32" else ["float32", fastest]
@@ -165,22 +162,24 @@ def main():
     extractions = []
     for size in SIZES:
         for policy in policies:
-            extractions.append(extraction(policy, size, tap["layer"], peak))
+            extractions.append(extraction(policy, size, layer, peak))
             print("features at {image_size} px, {precision}: {ms_an_image:.1f} ms an image".format(**extractions[-1]))
-    trainings = {(recipe, policy): [] for recipe in recipes() for policy in policies}
+    chosen = recipes(notebooks)
+    trainings = {(recipe, policy): [] for recipe in chosen for policy in policies}
     for seed in SEEDS:
         for (recipe, policy), runs in trainings.items():
-            _, train = recipes()[recipe]
+            _, train = chosen[recipe]
             runs.append(train(policy, seed))
             line = "{}, {}, seed {}: {:.1f} s, test {:.2%}"
             print(line.format(recipe, policy, seed, runs[-1]["seconds"], runs[-1]["test"]["accuracy"]), flush=True)
     entries = []
     for (recipe, policy), runs in trainings.items():
-        entry = {"recipe": recipe, "model": recipes()[recipe][0], "precision": policy}
+        entry = {"recipe": recipe, "model": chosen[recipe][0], "precision": policy}
         entry |= {"seconds": [round(run["seconds"], 1) for run in runs]}
         entry |= {split: utils.summarise([run[split] for run in runs]) for split in ("validation", "test")}
         entries.append(entry)
-    made_from = {name: utils.without_seed(each) for name, each in settings.items()}
+    full = {model: trainings[utils.LABELS[model], policies[0]][0] for model in notebooks}
+    made_from = {model: utils.without_seed(run["settings"]) for model, run in full.items()}
     costs = {"peak_gflops": peak, "extraction": extractions, "trainings": entries}
     utils.save_results("benchmark", {"made_from": made_from, "machine": machine(), **costs})
 

@@ -107,8 +107,9 @@ def compare(old, new):
         changed = note = ""
         if before and after and before["settings"] != after["settings"]:
             changed = utils.differences(after["settings"], before["settings"]) or "another seed"
-        if before and after and before.get("precision") != after.get("precision"):
-            note = f", in {after.get('precision')} (was {before.get('precision')})"
+        in_32 = "float32"  # in what results were made that don't say so
+        if before and after and before.get("precision", in_32) != after.get("precision", in_32):
+            note = f", in {after.get('precision', in_32)} (was {before.get('precision', in_32)})"
         for split in ("validation", "test"):
             values = [results[split]["accuracy"] if results else None for results in (before, after)]
             shown = " ".join(f"{'-' if value is None else f'{value:.4f}':>8}" for value in values)

@@ -323,6 +323,7 @@ def entry_of(step, changes, folds, runs):
         "n": runs[0]["validation"]["n"],
         "accuracy": [run["validation"]["accuracy"] for run in runs],
         "seconds": round(float(np.mean([run["seconds"] for run in runs])), 1),
+        "precision": runs[0]["precision"],
     }
 
 
@@ -348,7 +349,7 @@ def sweep_seeds(models, seeds, **backend):
     for model in models:
         notebook = read_notebook(model)
         runs = execute_all([new_run(model, notebook, {"watch_test": True}, seed) for seed in seeds], **backend)
-        entry = {"seeds": list(seeds)}
+        entry = {"seeds": list(seeds), "precision": runs[0]["precision"]}
         entry |= {split: utils.summarise([run[split] for run in runs]) for split in ("validation", "test")}
         entry["watched"] = [run["history"]["test_accuracy"] for run in runs]
         entry["probability"] = [run["probability"]["test"] for run in runs]
@@ -427,7 +428,7 @@ def main():
         else:
             command.add_argument("--models", nargs="+", choices=NOTEBOOKS, default=list(NOTEBOOKS))
     arguments = vars(parser.parse_args())
-    utils.start_tensorflow()  # utils.precision() loads it
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # utils.precision() loads TensorFlow
     function = {"seeds": sweep_seeds, "ladder": sweep_ladder, "experiment": experiment}[arguments.pop("what")]
     try:
         function(**arguments)

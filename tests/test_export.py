@@ -54,7 +54,8 @@ def test_the_serving_model_equals_its_parts(model, images, monkeypatch):
     logits = np.log(p / (1 - p)) / utils.load_results("calibration")["temperature"]["vgg16_transfer"]
     assert np.abs(outputs["probability"] - 1 / (1 + np.exp(-logits))).max() < 1e-4
     settings = utils.load_results("vgg16_transfer")["settings"]
-    extractor = utils.vgg16_extractor(utils.load_vgg16(), settings["image_size"], settings["layer"], settings["grid"])
+    base = utils.load_vgg16(policy="float32")
+    extractor = utils.vgg16_extractor(base, settings["image_size"], settings["layer"], settings["grid"])
     views = [extractor.predict(x.astype("float32"), verbose=0) for x in (images, images[:, :, ::-1])]
     strangeness = utils.load_model("neither").predict(sum(views) / 2, verbose=0)
     assert np.abs(outputs["strangeness"] - strangeness).max() < 1e-2

@@ -108,6 +108,10 @@ def test_prose_does_not_count_and_code_does(notebook, monkeypatch):
         len({first, folder(notebook, TINY | {"mirror": False}), folder(notebook, seed=1), folder(notebook, fold=2)})
         == 4
     )
+    in_other = {"float32": "mixed_bfloat16", "mixed_bfloat16": "float32"}[utils.precision()[0]]
+    with monkeypatch.context() as patch:
+        patch.setenv("SHIP_TRUCK_PRECISION", in_other)
+        assert folder(notebook) != first
     monkeypatch.setattr(sweep, "version", lambda package: "0")
     assert folder(notebook) != first
 
@@ -144,6 +148,15 @@ def test_two_runs_at_a_time_leave_notebooks_and_results_and_are_not_done_again(o
     (runs[0]["folder"] / "results.json").write_text("{")
     with pytest.raises(ValueError, match="results.json is damaged; delete it"):
         sweep.execute_all(runs)
+
+
+def test_a_run_in_bfloat16_keeps_a_model_in_float32(output, notebook):
+    notebook = nbformat.from_dict(notebook)
+    check = "assert 'bfloat16' in network.to_json() and 'bfloat16' not in model.to_json()"
+    notebook.cells.append(nbformat.v4.new_code_cell(check))
+    run = sweep.new_run("three_block_cnn", notebook, TINY, seed=0, fold=1) | {"precision": "mixed_bfloat16"}
+    (results,) = sweep.execute_all([run])
+    assert results["precision"] == "mixed_bfloat16" and results["validation"]["n"] == 100
 
 
 def test_a_failing_run_says_what_failed(output, notebook):
@@ -255,7 +268,8 @@ def pretended(monkeypatch, accuracy_of):
             settings = sweep.with_changes(sweep.read_notebook(run["model"]), run["changes"])
             validation = {"validation": utils.score(labels, probability)}
             answers = {"probability": {"validation": probability.tolist()}}
-            results.append({"settings": settings, "seconds": 1.0} | validation | answers)
+            costs = {"seconds": 1.0, "precision": run["precision"]}
+            results.append({"settings": settings} | costs | validation | answers)
         return results
 
     monkeypatch.setattr(sweep, "execute_all", execute_all)
