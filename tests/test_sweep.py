@@ -176,7 +176,8 @@ def test_what_was_done_before_a_failure_is_kept_and_nothing_is_published(output,
         asked.append(seed)
         score, history = {"accuracy": 0.9, "n": 10}, {"test_accuracy": [0.9]}
         scores = {"validation": score, "test": score, "probability": {"test": [0.5]}}
-        return number, "{}", json.dumps({"settings": run["changes"], "seconds": 1, "history": history} | scores)
+        costs = {"seconds": 1, "precision": run["precision"]}
+        return number, "{}", json.dumps({"settings": run["changes"], "history": history} | costs | scores)
 
     asked = []
     monkeypatch.setattr(sweep, "execute", execute)
