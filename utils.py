@@ -156,6 +156,20 @@ def split_indices(y, fold=-1, validation_fraction=0.1, seed=0):
     return indices[training], indices[validation]
 
 
+def draw_training(training, y, images, seed):
+    """Return a random draw of so many of the training images, half of each class, repeated to the length of them all.
+
+    So an epoch has as many steps, however few the images are. training: their indices (n,) into y, the labels; images:
+    an even number, or 0 for all of them. Raises ValueError where there are not so many.
+    """
+    if not images:
+        return training
+    if images % 2 or not 2 <= images <= len(training):
+        raise ValueError(f"training_images is {images}, expected an even number from 2 to {len(training)}, or 0 for all")
+    drawn, _ = train_test_split(training, train_size=images, stratify=y[training], random_state=seed)
+    return np.resize(drawn, len(training))
+
+
 def plot_images(images, titles=None, columns=10, size=0.9):
     """Draw images in a grid, enlarged so that a pixel stays a pixel; return the figure.
 
