@@ -164,8 +164,10 @@ def draw_training(training, y, images, seed):
     """
     if not images:
         return training
-    if images % 2 or not 2 <= images <= len(training):
-        raise ValueError(f"training_images is {images}, expected an even number from 2 to {len(training)}, or 0 for all")
+    if images % 2 or not 2 <= images < len(training):
+        raise ValueError(
+            f"training_images is {images}, expected an even number from 2, below {len(training)}, or 0 for all"
+        )
     drawn, _ = train_test_split(training, train_size=images, stratify=y[training], random_state=seed)
     return np.resize(drawn, len(training))
 
