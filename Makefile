@@ -1,5 +1,5 @@
 # `make` alone lists the commands.
-.PHONY: help run test lab experiment figures seeds ladder bench export serve bench-serve fuzz check-results lint lock metal
+.PHONY: help run test lab experiment figures seeds ladder controls bench export serve bench-serve fuzz check-results lint lock metal
 
 help:
 	@echo 'make run          the whole study, from the data to the table of the README'
@@ -10,6 +10,7 @@ help:
 	@echo 'make figures      the table of the README and the figures of notebook 04, from results/'
 	@echo 'make seeds        five training runs of each model; SEEDS="0 1 2" for others'
 	@echo 'make ladder       what each step of notebooks 02 and 03 is worth, by cross-validation'
+	@echo 'make controls     fewer images, random convolutions, no label smoothing: what notebooks 03, 04 and 06 show'
 	@echo 'make bench        what the study costs on this machine'
 	@echo 'make export       the model that the service runs, from that of the study'
 	@echo 'make serve        the service and its page on 127.0.0.1:8000'
@@ -19,7 +20,7 @@ help:
 	@echo 'make lint         ruff: mistakes and layout, notebooks too'
 	@echo 'make lock         uv.lock and the requirements from pyproject.toml; UPGRADE=--upgrade for the newest'
 	@echo
-	@echo 'experiment, seeds and ladder take WORKERS=2 (processes) or DASK=tcp://SCHEDULER:8786 (a cluster).'
+	@echo 'experiment, seeds, ladder and controls take WORKERS=2 (processes) or DASK=tcp://SCHEDULER:8786 (a cluster).'
 	@echo 'Packages go to .venv and .venv-serve here. Another Python: make PYTHON=/path/to/python run'
 
 # The newest Python of those supported that can make a virtual environment, or the one that PYTHON names.
@@ -69,6 +70,9 @@ seeds: .venv/ready$(if $(DASK),-cluster) metal
 
 ladder: .venv/ready$(if $(DASK),-cluster) metal
 	$(BIN)/python scripts/sweep.py ladder $(SPREAD)
+
+controls: .venv/ready$(if $(DASK),-cluster) metal
+	$(BIN)/python scripts/sweep.py controls $(SPREAD)
 
 bench: .venv/ready metal
 	$(BIN)/python scripts/benchmark.py

@@ -560,6 +560,7 @@ MADE_BY = {
     "strangers": "run notebook 07",
     "seeds": "run `make seeds`",
     "ladder": "run `make ladder`",
+    "controls": "run `make controls`",
     "experiments": "run `make experiment`",
     "benchmark": "run `make bench`",
     "export": "run `make export`",
@@ -793,6 +794,16 @@ def print_ladder(entries, first_column="step"):
             if "gained" in gain:  # older sweeps kept no answers by image
                 line += f"  {gain['gained']:6,}  {gain['lost']:5,}  {gain['p']:7.1g}  {100 * gain['smallest']:8.2f}"
         print(line)
+
+
+def print_controls(entries):
+    """Print the test accuracy of each control, mean and standard deviation over its seeds.
+
+    entries: [{"step", "test": what summarise() returns}] as scripts/sweep.py writes them into results/.
+    """
+    width = max(len(entry["step"]) for entry in entries)
+    for entry in entries:
+        print(f"{entry['step']:{width}}  test {format_seeds(entry['test'])}")
 
 
 def plot_ladder(entries, name, title):

@@ -141,7 +141,7 @@ def recipes(notebooks):
         epochs, crop_epochs = (max(1, int(share * parameters[name])) for name in ("epochs", "crop_epochs"))
         return of("three_block_cnn", epochs=epochs, crop_epochs=min(epochs, crop_epochs))
 
-    (_, changes_2021), *_ = sweep.ladder_of(notebooks["three_block_cnn"])
+    (_, changes_2021), *_ = sweep.steps_of(notebooks["three_block_cnn"], "ladder")
     return {
         utils.LABELS["baseline_2021"]: of("three_block_cnn", **changes_2021),
         "TensorFlow's tutorial CNN": ("three_block_cnn", train_tutorial),

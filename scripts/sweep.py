@@ -1,4 +1,4 @@
-"""Execute notebooks 02 and 03 many times with other parameters: `make seeds`, `make ladder`, `make experiment`.
+"""Execute notebooks 02 and 03 many times with other parameters: `make seeds`, `ladder`, `controls`, `experiment`.
 
     python scripts/sweep.py seeds --seeds 0 1 2 --workers 2
     python scripts/sweep.py ladder --models vgg16_transfer --dask tcp://scheduler:8786
@@ -127,9 +127,9 @@ def parse_changes(text, notebook):
     return [changes for changes in combinations if with_changes(notebook, changes) != defaults]
 
 
-def ladder_of(notebook):
-    """Return the notebook's LADDER, [(step, changes)], from its cell tagged `ladder`, which holds just that list."""
-    source = next(cell.source for cell in notebook.cells if "ladder" in tags(cell))
+def steps_of(notebook, tag):
+    """Return [(step, changes)], the list that the notebook's cell tagged `ladder` or `controls` holds, and only it."""
+    source = next(cell.source for cell in notebook.cells if tag in tags(cell))
     return ast.literal_eval(ast.parse(source).body[0].value)
 
 
@@ -357,11 +357,42 @@ def sweep_seeds(models, seeds, **backend):
         print(f"{model}: test {utils.format_seeds(entry['test'])}", flush=True)
 
 
+def sweep_controls(models, seeds, **backend):
+    """Train and test what is in the notebooks' CONTROLS, with each seed; write results/controls.json.
+
+    Raises ValueError where a model's committed run has other parameters than the notebook, a control's own aside.
+    """
+    for model in models:
+        notebook = read_notebook(model)
+        controls, settings = steps_of(notebook, "controls"), utils.load_results(model)["settings"]
+        runs = [new_run(model, notebook, changes, seed) for _, changes in controls for seed in seeds]
+        results, entries = execute_all(runs, **backend), []
+        for number, (step, changes) in enumerate(controls):
+            found = results[number * len(seeds) : (number + 1) * len(seeds)]
+            others = {name: value for name, value in found[0]["settings"].items() if name not in changes}
+            before = {name: value for name, value in settings.items() if name not in changes}
+            if utils.differences(others, before):
+                raise ValueError(
+                    f"results/{model}.json is of another run than the notebook's parameters would give: "
+                    f"{utils.differences(others, before)}; {utils.MADE_BY[model]} first"
+                )
+            entry = {"step": step, "changes": changes, "seeds": list(seeds), "precision": found[0]["precision"]}
+            entry["seconds"] = round(float(np.mean([run["seconds"] for run in found])), 1)
+            entry |= {split: utils.summarise([run[split] for run in found]) for split in ("validation", "test")}
+            entry["probability"] = {
+                split: [run["probability"][split] for run in found] for split in ("validation", "test")
+            }
+            entries.append(entry)
+        publish("controls", model, settings, entries)
+        print(f"\n{model}, {len(seeds)} seeds:")
+        utils.print_controls(entries)
+
+
 def sweep_ladder(models, folds=None, **backend):
     """Judge every step of the notebooks' ladders by folds; write results/ladder.json."""
     for model in models:
         notebook, chosen = read_notebook(model), folds or LADDER_FOLDS[model]
-        steps, reached, runs = ladder_of(notebook), {}, []
+        steps, reached, runs = steps_of(notebook, "ladder"), {}, []
         last = {name: value for _, changes in steps for name, value in changes.items()}
         different = utils.differences(with_changes(notebook, last), with_changes(notebook, {}))
         if different:
@@ -376,6 +407,8 @@ def sweep_ladder(models, folds=None, **backend):
         entries = [entry_of(*step, chosen, rung) for step, rung in zip(steps, rungs, strict=True)]
         for number in range(1, len(rungs)):
             entries[number]["gain"] = gain_of(rungs[number - 1], rungs[number], chosen)
+        for entry, (run, *_) in zip(entries, rungs, strict=True):
+            entry["history"] = run["history"]  # of the first fold
         entries.append({"step": "all steps together", "gain": gain_of(rungs[0], rungs[-1], chosen)})
         publish("ladder", model, rungs[-1][0]["settings"], entries)
         print(f"\n{model}, {len(chosen)} folds:")
@@ -414,12 +447,13 @@ def experiment(model, text, folds=None, **backend):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_subparsers(dest="what", required=True)
-    for name in ("seeds", "ladder", "experiment"):
+    for name in ("seeds", "ladder", "controls", "experiment"):
         command = what.add_parser(name)
         command.add_argument("--workers", type=int, default=1, help="runs at a time on this machine")
         command.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster")
-        if name == "seeds":
-            command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+        if name in ("seeds", "controls"):
+            default = [0, 1, 2, 3, 4] if name == "seeds" else [0, 1, 2]
+            command.add_argument("--seeds", type=int, nargs="+", default=default)
         else:
             command.add_argument("--folds", type=int, nargs="+", choices=range(utils.FOLDS))
         if name == "experiment":
@@ -429,7 +463,8 @@ def main():
             command.add_argument("--models", nargs="+", choices=NOTEBOOKS, default=list(NOTEBOOKS))
     arguments = vars(parser.parse_args())
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # utils.precision() loads TensorFlow
-    function = {"seeds": sweep_seeds, "ladder": sweep_ladder, "experiment": experiment}[arguments.pop("what")]
+    functions = {"seeds": sweep_seeds, "ladder": sweep_ladder, "controls": sweep_controls, "experiment": experiment}
+    function = functions[arguments.pop("what")]
     try:
         function(**arguments)
     except (ValueError, RuntimeError, OSError) as error:

@@ -269,7 +269,7 @@ def pretended(monkeypatch, accuracy_of):
             settings = sweep.with_changes(sweep.read_notebook(run["model"]), run["changes"])
             validation = {"validation": utils.score(labels, probability)}
             answers = {"probability": {"validation": probability.tolist()}}
-            costs = {"seconds": 1.0, "precision": run["precision"]}
+            costs = {"seconds": 1.0, "precision": run["precision"], "history": {"loss": [1.0]}}
             results.append({"settings": settings} | costs | validation | answers)
         return results
 
@@ -279,13 +279,18 @@ def pretended(monkeypatch, accuracy_of):
 def test_a_ladder_compares_each_rung_with_the_one_before_by_fold_and_by_image(output, monkeypatch, capsys):
     last = sweep.with_changes(sweep.read_notebook("three_block_cnn"), {})["epochs"]
     steps = [("a", {"epochs": 1}), ("b", {"epochs": 2}), ("c", {"epochs": last})]
-    monkeypatch.setattr(sweep, "ladder_of", lambda notebook: steps)
+    monkeypatch.setattr(sweep, "steps_of", lambda notebook, tag: steps)
     accuracy = {1: 0.7, 2: 0.8, last: 0.78}
     pretended(monkeypatch, lambda changes: accuracy[changes["epochs"]] + 0.01 * changes["fold"])
     sweep.sweep_ladder(["three_block_cnn"], [0, 1])
     ladder = json.loads((output / "results" / "ladder.json").read_text())
     first, second, third, together = ladder["three_block_cnn"]
-    assert first["accuracy"] == [0.7, 0.71] and "gain" not in first and first["n"] == 100
+    assert (
+        first["history"] == {"loss": [1.0]}
+        and first["accuracy"] == [0.7, 0.71]
+        and "gain" not in first
+        and first["n"] == 100
+    )
     assert second["gain"]["mean"] == pytest.approx(0.1) and second["gain"]["interval95"] == pytest.approx([0.1, 0.1])
     assert (second["gain"]["gained"], second["gain"]["lost"], second["gain"]["n"]) == (20, 0, 200)
     assert (third["gain"]["gained"], third["gain"]["lost"]) == (0, 4) and together["gain"]["gained"] == 16
@@ -294,7 +299,7 @@ def test_a_ladder_compares_each_rung_with_the_one_before_by_fold_and_by_image(ou
 
 
 def test_a_ladder_that_does_not_end_at_the_notebook_s_parameters_is_refused(monkeypatch):
-    monkeypatch.setattr(sweep, "ladder_of", lambda notebook: [("a", {"epochs": 1}), ("b", {"mirror": True})])
+    monkeypatch.setattr(sweep, "steps_of", lambda notebook, tag: [("a", {"epochs": 1}), ("b", {"mirror": True})])
     with pytest.raises(ValueError, match=r"LADDER in 02_three_block_cnn.ipynb must end at .* not at epochs 1 \(not"):
         sweep.sweep_ladder(["three_block_cnn"])
 
@@ -324,3 +329,39 @@ def test_what_is_published_of_one_model_leaves_the_other_alone(output):
     kept = json.loads((output / "results" / "seeds.json").read_text())
     assert kept["vgg16_transfer"] == {"seeds": [3]} and kept["three_block_cnn"] == {"seeds": [0]}
     assert kept["made_from"] == {"vgg16_transfer": {"epochs": 1}, "three_block_cnn": {"epochs": 2}}
+
+
+def test_controls_are_compared_with_the_run_that_is_kept(output, monkeypatch, notebook):
+    controls = [("few", {"training_images": 90}), ("as sure as it likes", {"label_smoothing": 0.0})]
+    monkeypatch.setattr(sweep, "steps_of", lambda notebook, tag: controls)
+
+    def execute_all(runs, **_):
+        score = {"accuracy": 0.9, "n": 10}
+        answers = {"validation": score, "test": score, "probability": {"validation": [0.5], "test": [0.5]}}
+        costs = {"seconds": 1.0, "precision": "float32"}
+        return [{"settings": sweep.with_changes(notebook, run["changes"])} | answers | costs for run in runs]
+
+    monkeypatch.setattr(sweep, "execute_all", execute_all)
+    with pytest.raises(FileNotFoundError, match="three_block_cnn.json is missing: run notebook 02"):
+        sweep.sweep_controls(["three_block_cnn"], [0, 1])
+    settings = sweep.with_changes(notebook, {"fold": -1})
+    utils.save_results("three_block_cnn", {"settings": settings | {"epochs": 1}})
+    with pytest.raises(ValueError, match=r"is of another run .*: epochs \d+ \(not 1\); run notebook 02 first"):
+        sweep.sweep_controls(["three_block_cnn"], [0, 1])
+    utils.save_results("three_block_cnn", {"settings": settings})
+    sweep.sweep_controls(["three_block_cnn"], [0, 1])
+    few, _ = json.loads((output / "results" / "controls.json").read_text())["three_block_cnn"]
+    assert few["changes"] == {"training_images": 90} and few["seeds"] == [0, 1] and few["test"]["mean"] == 0.9
+
+
+def test_few_images_are_as_many_of_each_class_drawn_by_the_seed_and_repeated():
+    _, y = utils.load_training_images()
+    training, _ = utils.split_indices(y)
+    few = utils.draw_training(training, y, 10, seed=0)
+    drawn = np.unique(few)
+    assert len(few) == len(training) and len(drawn) == 10 and y[drawn].sum() == 5 and set(drawn) <= set(training)
+    assert set(utils.draw_training(training, y, 10, seed=1)) != set(drawn)
+    assert utils.draw_training(training, y, 0, seed=0) is training
+    for images in (7, len(training), -2):
+        with pytest.raises(ValueError, match=f"training_images is {images}, expected an even number"):
+            utils.draw_training(training, y, images, seed=0)
