@@ -745,6 +745,26 @@ def set_plot_style():
     )
 
 
+def plot_network(title, parts):
+    """Draw a network as what goes from layer to layer, left to right; return the figure.
+
+    parts: [(name, shape)], the shape (height, width, channels) of feature maps, drawn as high as they are and the wider
+    the more channels there are, or (values,).
+    """
+    figure, axis = plt.subplots(figsize=(9, 2.4))
+    tallest, left = max(shape[0] for _, shape in parts if len(shape) == 3), 0.0
+    for name, shape in parts:
+        height = shape[0] / tallest if len(shape) == 3 else 0.04
+        width = 0.35 + 0.06 * shape[-1] ** 0.5
+        axis.add_patch(plt.Rectangle((left, -height / 2), width, height, color="#56B4E9", ec="black"))
+        axis.text(left + width / 2, 0.56, name, ha="center", va="bottom", fontsize=9)
+        axis.text(left + width / 2, -0.56, "×".join(map(str, shape)), ha="center", va="top", fontsize=9)
+        left += width + 0.55
+    axis.set(xlim=(-0.4, left), ylim=(-0.8, 0.85), title=title)
+    axis.axis("off")
+    return figure
+
+
 def plot_histories(histories):
     """Draw learning curves of {model: history}, a row each: loss and accuracy, training dashed, validation solid; return
     the figure."""

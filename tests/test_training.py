@@ -14,7 +14,9 @@ PARAMETERS = {
 def notebook(**changes):
     """Return what notebook 02 defines, with some parameters changed."""
     modules = {"keras": keras, "layers": keras.layers, "np": np}
-    return defined_in("02", "batches", "convolution", "Muon", "new_optimizer", **modules, **(PARAMETERS | changes))
+    return defined_in(
+        "02", "batches", "convolution", "Muon", "one_cycle", "new_optimizer", **modules, **(PARAMETERS | changes)
+    )
 
 
 def one_epoch(x, y, pixels, **changes):
