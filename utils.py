@@ -253,6 +253,19 @@ def precision():
     return "mixed_bfloat16", "the processor has AMX"
 
 
+@contextlib.contextmanager
+def computing_in(policy):
+    """While this context lasts, the layers that are made compute in a Keras dtype policy, such as "mixed_bfloat16"."""
+    import keras
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
 def set_seed(seed):
     """Seed Python, NumPy and TensorFlow and ask for deterministic kernels: same seed, same numbers."""
     import keras
@@ -378,14 +391,11 @@ def load_vgg16(weights=DATA / "vgg16_imagenet_notop.weights.h5", policy=None):
     way_back = f"Restore it with `git checkout -- {relative(weights)}`, or make it anew as notebook 03 says."
     if weights != "imagenet" and not Path(weights).is_file():
         raise FileNotFoundError(f"{relative(weights)} is missing. {way_back}")
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy or precision()[0])
     try:
-        base = keras.applications.VGG16(include_top=False, weights=str(weights))
+        with computing_in(policy or precision()[0]):
+            base = keras.applications.VGG16(include_top=False, weights=str(weights))
     except OSError as error:
         raise ValueError(f"{relative(weights)} is damaged ({error}). {way_back}") from None
-    finally:
-        keras.config.set_dtype_policy(before)
     sha256, expected = weights_sha256(base), SHA256["vgg16_imagenet_notop.weights.h5"]
     if weights != "imagenet" and sha256 != expected:
         raise ValueError(

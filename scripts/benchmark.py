@@ -107,9 +107,8 @@ def train_tutorial(policy, seed):
     x, y = utils.load_training_images()
     training, validation = utils.split_indices(y)
     utils.set_seed(seed)
-    keras.config.set_dtype_policy(policy)
-    network = tutorial_cnn()
-    keras.config.set_dtype_policy("float32")
+    with utils.computing_in(policy):
+        network = tutorial_cnn()
     network.compile("adam", keras.losses.BinaryCrossentropy(from_logits=True), jit_compile=False)
     started = time.perf_counter()
     network.fit(x[training], y[training], epochs=utils.full_or_quick(10, 1), verbose=0)

@@ -59,13 +59,17 @@ def shown(number):
 
 def complaints_of_numbers():
     """Yield which notebooks, the README's table among them, don't show the numbers in results/."""
-    load = {name: printed(utils.load_results, name, RESULTS)[1] for name in (*utils.LABELS, "seeds", "ladder")}
+    load = {
+        name: printed(utils.load_results, name, RESULTS)[1] for name in (*utils.LABELS, "seeds", "ladder", "controls")
+    }
     expected = {"02": [], "03": [], "04": [], "05": []}
     for name, number in (("baseline_2021", "02"), ("three_block_cnn", "02"), ("vgg16_transfer", "03")):
         expected[number].append(utils.format_score(load[name]["test"]))
         expected["04"].append(f"{utils.LABELS[name]} | **{load[name]['test']['accuracy']:.2%}**")
         if name in load["ladder"]:
             expected[number] += printed(utils.print_ladder, load["ladder"][name])[0]
+        if name in load["controls"]:
+            expected[number] += printed(utils.print_controls, load["controls"][name])[0]
         if name in load["seeds"]:
             seeds = utils.format_seeds(load["seeds"][name]["test"])
             expected["04"].append(seeds)

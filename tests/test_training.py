@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from helpers import defined_in, some_images
 
+import utils
+
 PARAMETERS = {
     "batch_size": 4, "shift_pixels": 4, "mirror": True, "filters": [32, 64, 128], "convolutions": 2,
     "batch_normalization": True, "optimizer": "muon", "learning_rate": 0.02, "schedule": "one-cycle", "weight_decay": 0.1,
@@ -88,11 +90,8 @@ def test_in_bfloat16_the_answers_are_nearly_the_same_and_the_last_layer_is_exact
     """Notebook 02 saves its network in float32, with weights that were trained in bfloat16 where that is fast."""
     x, networks = some_images(8)[0].astype("float32"), []
     for policy in ("float32", "mixed_bfloat16"):
-        keras.config.set_dtype_policy(policy)
-        try:
+        with utils.computing_in(policy):
             networks.append(notebook()["three_block_cnn"]())
-        finally:
-            keras.config.set_dtype_policy("float32")
     exact, rounded = networks
     rounded.set_weights(exact.get_weights())
     assert {weight.dtype for weight in rounded.weights} == {"float32"}

@@ -258,6 +258,14 @@ def test_learning_curves_show_what_the_history_says():
     assert losses[0].get_ydata().tolist() == [1.25, 0.5] and accuracies[0].get_ydata().tolist() == [125, 50]
 
 
+def test_a_network_is_drawn_as_high_as_its_maps_and_wider_with_more_channels():
+    boxes = (
+        utils.plot_network("title", [("image", (32, 32, 3)), ("maps", (16, 16, 64)), ("logit", (1,))]).axes[0].patches
+    )
+    image, maps, logit = boxes
+    assert image.get_height() == 2 * maps.get_height() > 2 * logit.get_height() and maps.get_width() > image.get_width()
+
+
 def test_a_ladder_is_printed_and_drawn_with_what_is_known(capsys):
     by_image = {"gained": 30, "lost": 10, "n": 200, "p": 0.002, "smallest": 0.07}
     entries = [{"step": "start", "accuracy": [0.8, 0.9]}]
