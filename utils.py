@@ -769,7 +769,7 @@ def plot_network(title, parts):
         axis.add_patch(plt.Rectangle((left, -height / 2), width, height, color="#56B4E9", ec="black"))
         axis.text(left + width / 2, 0.56, name, ha="center", va="bottom", fontsize=9)
         axis.text(left + width / 2, -0.56, "×".join(map(str, shape)), ha="center", va="top", fontsize=9)
-        left += width + 0.55
+        left += width + 0.75
     axis.set(xlim=(-0.4, left), ylim=(-0.8, 0.85), title=title)
     axis.axis("off")
     return figure
