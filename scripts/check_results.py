@@ -34,7 +34,10 @@ def complaints_of_results():
         if name == "experiments" and not (RESULTS / "experiments.json").is_file():
             continue
         try:
-            yield from printed(utils.load_results, name, RESULTS)[0]
+            said, results = printed(utils.load_results, name, RESULTS)
+            yield from said
+            if name in utils.LABELS and len(results["history"]["loss"]) != results["settings"]["epochs"]:
+                yield f"results/{name}.json holds the learning curves of another run: {utils.MADE_BY[name]}"
         except (OSError, ValueError) as error:
             yield str(error)
 

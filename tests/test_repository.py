@@ -65,6 +65,7 @@ def test_results_that_do_not_belong_together_are_listed_with_what_to_run(check):
     assert "calibration.json was made by another run of VGG16, frozen: run notebook 06" in said
     said = check("results/three_block_cnn.json", '"epochs": ', '"epochs": 1')
     assert "seeds.json was made by another run of three-block CNN: run `make seeds`" in said and "ladder.json" in said
+    assert "three_block_cnn.json holds the learning curves of another run: run notebook 02" in said
     assert "02_three_block_cnn.ipynb shows an error or a warning" in check(
         "notebooks/02_three_block_cnn.ipynb", '"name": "stdout"', '"name": "stderr"'
     )
