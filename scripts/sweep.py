@@ -314,6 +314,11 @@ def gain_of(before, after, folds):
     return counts | {"mean": mean, "interval95": interval}
 
 
+def in_groups(results, size):
+    """Return results in groups of so many, in order: the runs of one rung, control or experiment each."""
+    return [results[start : start + size] for start in range(0, len(results), size)]
+
+
 def entry_of(step, changes, folds, runs):
     """Return what results/ keeps of a rung or an experiment, its gain aside."""
     return {
@@ -366,15 +371,15 @@ def sweep_controls(models, seeds, **backend):
         notebook = read_notebook(model)
         controls, settings = steps_of(notebook, "controls"), utils.load_results(model)["settings"]
         runs = [new_run(model, notebook, changes, seed) for _, changes in controls for seed in seeds]
-        results, entries = execute_all(runs, **backend), []
-        for number, (step, changes) in enumerate(controls):
-            found = results[number * len(seeds) : (number + 1) * len(seeds)]
+        results, entries = in_groups(execute_all(runs, **backend), len(seeds)), []
+        for (step, changes), found in zip(controls, results, strict=True):
             others = {name: value for name, value in found[0]["settings"].items() if name not in changes}
             before = {name: value for name, value in settings.items() if name not in changes}
-            if utils.differences(others, before):
+            different = utils.differences(others, before)
+            if different:
                 raise ValueError(
                     f"results/{model}.json is of another run than the notebook's parameters would give: "
-                    f"{utils.differences(others, before)}; {utils.MADE_BY[model]} first"
+                    f"{different}; {utils.MADE_BY[model]} first"
                 )
             entry = {"step": step, "changes": changes, "seeds": list(seeds), "precision": found[0]["precision"]}
             entry["seconds"] = round(float(np.mean([run["seconds"] for run in found])), 1)
@@ -402,8 +407,7 @@ def sweep_ladder(models, folds=None, **backend):
         for _, changes in steps:
             reached = reached | changes
             runs += [new_run(model, notebook, reached, fold, fold) for fold in chosen]
-        results = execute_all(runs, **backend)
-        rungs = [results[start : start + len(chosen)] for start in range(0, len(results), len(chosen))]
+        rungs = in_groups(execute_all(runs, **backend), len(chosen))
         entries = [entry_of(*step, chosen, rung) for step, rung in zip(steps, rungs, strict=True)]
         for number in range(1, len(rungs)):
             entries[number]["gain"] = gain_of(rungs[number - 1], rungs[number], chosen)
@@ -423,8 +427,7 @@ def experiment(model, text, folds=None, **backend):
     if not combinations:
         raise ValueError("these are the notebook's own parameters; there is nothing to compare with them")
     runs = [new_run(model, notebook, changes, fold, fold) for changes in [{}, *combinations] for fold in chosen]
-    results = execute_all(runs, **backend)
-    base, *others = [results[start : start + len(chosen)] for start in range(0, len(results), len(chosen))]
+    base, *others = in_groups(execute_all(runs, **backend), len(chosen))
     entries = []
     for changes, found in zip(combinations, others, strict=True):
         step = ", ".join(f"{name} {value}" for name, value in changes.items())
