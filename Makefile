@@ -1,5 +1,5 @@
 # `make` alone lists the commands.
-.PHONY: help run test lab experiment figures seeds ladder controls bench export serve bench-serve fuzz check-results lint lock metal
+.PHONY: help run test lab experiment figures seeds ladder controls finetuning bench export site serve bench-serve fuzz check-results lint lock metal
 
 help:
 	@echo 'make run          the whole study, from the data to the table of the README'
@@ -11,16 +11,18 @@ help:
 	@echo 'make seeds        five training runs of each model; SEEDS="0 1 2" for others'
 	@echo 'make ladder       what each step of notebooks 02 and 03 is worth, by cross-validation'
 	@echo 'make controls     fewer images, random convolutions, no label smoothing: what notebooks 03, 04 and 06 show'
+	@echo 'make finetuning   what it gains to train block 4 of VGG16 as well, for notebooks 03 and 04'
 	@echo 'make bench        what the study costs on this machine'
 	@echo 'make export       the model that the service runs, from that of the study'
-	@echo 'make serve        the service and its page on 127.0.0.1:8000'
+	@echo 'make site         the website in site/public: this study, and its model in the browser; needs npm'
+	@echo 'make serve        the service, and the website if it is built, on 127.0.0.1:8000'
 	@echo 'make bench-serve  how fast the service answers on this machine'
 	@echo 'make fuzz         the service under damaged photos; FUZZ=3000 of them'
 	@echo 'make check-results  whether the committed results, notebooks and README belong together'
 	@echo 'make lint         ruff: mistakes and layout, notebooks too'
 	@echo 'make lock         uv.lock and the requirements from pyproject.toml; UPGRADE=--upgrade for the newest'
 	@echo
-	@echo 'experiment, seeds, ladder and controls take WORKERS=2 (processes) or DASK=tcp://SCHEDULER:8786 (a cluster).'
+	@echo 'experiment, seeds, ladder, controls and finetuning take WORKERS=2 (processes) or DASK=tcp://SCHEDULER:8786 (a cluster).'
 	@echo 'Packages go to .venv and .venv-serve here. Another Python: make PYTHON=/path/to/python run'
 
 # The newest Python of those supported that can make a virtual environment, or the one that PYTHON names.
@@ -50,7 +52,7 @@ export UV_SYSTEM_CERTS := 1
 run: .venv/ready metal
 	$(BIN)/python scripts/run_study.py
 
-test: .venv/ready-test .venv-serve/ready
+test: .venv/ready-test .venv-serve/ready $(if $(shell command -v npm),site/node_modules/ready)
 	rm -rf scratch
 	SHIP_TRUCK_PROFILE=quick SHIP_TRUCK_SERVE=$(SERVE)/python $(BIN)/python -m pytest \
 		--numprocesses auto --maxprocesses 4
@@ -74,6 +76,9 @@ ladder: .venv/ready$(if $(DASK),-cluster) metal
 controls: .venv/ready$(if $(DASK),-cluster) metal
 	$(BIN)/python scripts/sweep.py controls $(SPREAD)
 
+finetuning: .venv/ready$(if $(DASK),-cluster) metal
+	$(BIN)/python scripts/sweep.py finetuning $(SPREAD)
+
 bench: .venv/ready metal
 	$(BIN)/python scripts/benchmark.py
 	$(BIN)/python scripts/run_study.py 04
@@ -81,6 +86,9 @@ bench: .venv/ready metal
 export: .venv/ready-export
 	$(BIN)/python service/export.py
 	$(BIN)/python scripts/run_study.py 08
+
+site: .venv/ready-site site/node_modules/ready
+	$(BIN)/python site/build.py
 
 serve: .venv-serve/ready
 	$(SERVE)/python service/app.py
@@ -144,4 +152,10 @@ endef
 	$(NEED_PYTHON)
 	$(FITTING) -m venv .venv-serve
 	$(SERVE)/python $(PIP) --requirement service/requirements.txt
+	touch $@
+
+# ONNX Runtime for the browser.
+site/node_modules/ready: site/package-lock.json
+	@command -v npm >/dev/null || { echo 'npm is missing, which the website needs; on Debian: apt install npm' >&2; exit 1; }
+	cd site && npm ci --silent --ignore-scripts --no-audit --no-fund
 	touch $@

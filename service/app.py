@@ -1,4 +1,4 @@
-"""POST /detect: is it a ship or a truck? The service and its page, without TensorFlow.
+"""POST /detect: is it a ship or a truck? The service, without TensorFlow; and the website, where `make site` built it.
 
     python service/app.py                         serves on 127.0.0.1:8000
     HOST=0.0.0.0 PORT=5000 python service/app.py  serves on all interfaces, port 5000
@@ -6,15 +6,12 @@
 Nothing of an upload is kept, and the log has only its size and the time it took.
 """
 
-import base64
 import contextlib
 import ctypes
-import hashlib
 import json
 import logging
 import os
 import platform
-import re
 import sys
 import threading
 import time
@@ -23,13 +20,14 @@ from pathlib import Path
 
 import onnxruntime
 import waitress
-from flask import Flask, Response, g, jsonify, request
+from flask import Flask, g, jsonify, redirect, request, send_from_directory
 from werkzeug import exceptions
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import photo
 
 SERVICE = Path(__file__).resolve().parent
+WEBSITE = SERVICE.parent / "site" / "public"
 MAX_BODY = 10_000_000  # bytes of a request
 IN_MEMORY = 65_536  # bytes of a request; the rest of it goes to a temporary file
 THREADS = 16  # that answer requests
@@ -38,25 +36,12 @@ AT_ONCE = 2  # uploads that are decoded and classified; the others wait
 PATIENCE = 10  # seconds that an upload waits before it is told that the service is overloaded
 
 MESSAGES = {  # where Flask has words of its own, which say less
-    404: "There is nothing here. POST a photo to /detect, or open /.",
-    405: "This address does not take that method. POST a photo to /detect, or open /.",
+    404: "There is nothing here. POST a photo to /detect. `make site` builds the pages that / leads to.",
+    405: "This address does not take that method. POST a photo to /detect.",
     500: "The service failed at this request. That is its own fault, and stands in its log.",
 }
-PAGE = (SERVICE / "page.html").read_text(encoding="utf-8")
 OPENAPI = json.loads((SERVICE / "openapi.json").read_text(encoding="utf-8"))
 OUTPUTS = ["probability", "strangeness", "places"]
-
-
-def content_security_policy(page):
-    """Return a policy that lets the page run its own inline style and script, and nothing else."""
-    sums = {}
-    for tag in ("style", "script"):
-        inline = re.search(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)[1]
-        sums[tag] = base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()
-    return (
-        f"default-src 'none'; style-src 'sha256-{sums['style']}'; script-src 'sha256-{sums['script']}'; "
-        "img-src blob: data:; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-    )
 
 
 def load_model(path=SERVICE / "model.onnx"):
@@ -78,7 +63,6 @@ def load_model(path=SERVICE / "model.onnx"):
 
 app = Flask(__name__, static_folder=None)
 app.logger.setLevel(logging.INFO)
-PAGE_POLICY = content_security_policy(PAGE)
 session = load_model()
 uploads = threading.BoundedSemaphore(UPLOADS)
 seats = threading.BoundedSemaphore(AT_ONCE)
@@ -129,8 +113,13 @@ def detect():
 
 
 @app.get("/")
-def page():
-    return Response(PAGE, headers={"Content-Security-Policy": PAGE_POLICY})
+def start():
+    return redirect("site/demo/index.html")
+
+
+@app.get("/site/<path:name>")
+def website(name):
+    return send_from_directory(WEBSITE, name)
 
 
 @app.get("/healthz")
@@ -159,7 +148,7 @@ def start_clock():
 @app.after_request
 def finish(response):
     response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Cache-Control"] = "no-store"
+    response.headers.setdefault("Cache-Control", "no-store")
     took = 1000 * (time.perf_counter() - g.started)
     route, size = request.url_rule or "no such address", request.content_length or 0
     app.logger.info("%s %d, %d bytes in, %.0f ms", route, response.status_code, size, took)

@@ -25,7 +25,10 @@ def test_a_notebook_opens_with_its_question_and_holds_nothing_of_a_machine(path)
 
 
 def test_links_lead_somewhere():
-    cards = [utils.ROOT / folder / "README.md" for folder in (".", "data", "notebooks", "scripts", "service")]
+    cards = [
+        utils.ROOT / folder / "README.md"
+        for folder in (".", "data", "models", "notebooks", "scripts", "service", "site")
+    ]
     pages = {path: path.read_text(encoding="utf-8") for path in cards}
     for path in NOTEBOOKS:
         pages[path] = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)

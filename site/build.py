@@ -1,0 +1,199 @@
+"""Build the website of the study in site/public/: `make site`.
+
+The start page is README.md; every file of the repository that it links to, and those that they link to, come along:
+notebooks and Markdown as pages, others as they are. demo/ holds the page on which the model runs in the browser.
+npm has brought ONNX Runtime for the browser before.
+"""
+
+import hashlib
+import json
+import os
+import posixpath
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import jinja2
+import nbformat
+import numpy as np
+from bs4 import BeautifulSoup
+from nbconvert import HTMLExporter
+from nbconvert.filters import markdown2html
+from PIL import Image
+from pygments.formatters import HtmlFormatter
+from sklearn.datasets import load_sample_images
+
+SITE = Path(__file__).resolve().parent
+ROOT = SITE.parent
+sys.path.insert(0, str(ROOT))
+import utils  # noqa: E402
+from scripts.run_study import NOTEBOOKS  # noqa: E402
+
+RUNTIME = SITE / "node_modules" / "onnxruntime-web"
+RUNTIME_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
+
+
+# --- Pages -----------------------------------------------------------------------------------
+
+
+def address_of(path):
+    """Return where a file of the repository stands on the site; both relative, as POSIX text."""
+    if path == "README.md":
+        return "index.html"
+    return posixpath.splitext(path)[0] + ".html" if path.endswith((".md", ".ipynb")) else path
+
+
+def html_of(path):
+    """Return a notebook or Markdown file as HTML, parsed."""
+    if path.endswith(".ipynb"):
+        exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
+        body, _ = exporter.from_filename(ROOT / path)
+    else:
+        body = markdown2html((ROOT / path).read_text(encoding="utf-8"))
+    return BeautifulSoup(body, "html.parser")
+
+
+def describe_figures(soup):
+    """Give figures of a notebook an alternative text: the section, and the sentence that introduces the figure."""
+    for image in soup.find_all("img"):
+        if image.get("src", "").startswith("data:"):
+            heading, text = image.find_previous(["h1", "h2", "h3"]), image.find_previous("p")
+            sentences = re.split(r"(?<=[.:?!]) ", text.get_text(" ", strip=True)) if text else [""]
+            image["alt"] = f"Figure, {heading.get_text(strip=True).rstrip('¶')}: {sentences[-1]}"
+
+
+def follow_links(soup, path):
+    """Point a page's links and images to where their files stand on the site; return these files."""
+    found, here = [], posixpath.dirname(address_of(path))
+    for tag, attribute in [(tag, "href") for tag in soup.find_all("a", href=True)] + [
+        (tag, "src") for tag in soup.find_all("img", src=True)
+    ]:
+        parts = urlsplit(tag[attribute])
+        if parts.scheme or not parts.path:
+            continue
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(path), unquote(parts.path)))
+        if (ROOT / target).is_dir():
+            target = posixpath.join(target, "README.md")
+        if not (ROOT / target).is_file():
+            sys.exit(f"{path} links to {tag[attribute]}, which is not there")
+        address = posixpath.relpath(address_of(target), here or ".")
+        tag[attribute] = parts._replace(path=address).geturl()
+        found.append(target)
+    return found
+
+
+def write_pages(public):
+    """Write the start page and all that it leads to."""
+    frame = jinja2.Template((SITE / "frame.html.j2").read_text(encoding="utf-8"), autoescape=True)
+    notebooks = []
+    for notebook in NOTEBOOKS:
+        heading = nbformat.read(notebook, as_version=4).cells[0].source.splitlines()[0].lstrip("# ")
+        address = address_of(notebook.relative_to(ROOT).as_posix())
+        notebooks.append({"path": address, "number": notebook.name[:2], "title": heading})
+    waiting, done = ["README.md", "models/README.md"], set()
+    while waiting:
+        path = waiting.pop()
+        if path in done:
+            continue
+        done.add(path)
+        target = public / address_of(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not path.endswith((".md", ".ipynb")):
+            shutil.copyfile(ROOT / path, target)
+            continue
+        soup = html_of(path)
+        describe_figures(soup)
+        waiting += follow_links(soup, path)
+        for table in soup.find_all("table"):
+            table.wrap(soup.new_tag("div", attrs={"class": "scroll"}))
+        for anchor in soup.find_all("a", class_="anchor-link"):
+            anchor.decompose()
+        contents = [{"id": part["id"], "text": part.get_text()} for part in soup.find_all("h2", id=True)]
+        page = frame.render(
+            title=soup.find("h1").get_text(),
+            body=jinja2.filters.Markup(str(soup)),
+            path=address_of(path),
+            root="../" * path.count("/"),
+            notebooks=notebooks,
+            contents=contents,
+            repository=repository(),
+        )
+        target.write_text(page, encoding="utf-8")
+
+
+def repository():
+    """Return the address of the repository on GitHub, or None where neither GitHub nor git says it."""
+    if "GITHUB_REPOSITORY" in os.environ:
+        return f"https://github.com/{os.environ['GITHUB_REPOSITORY']}"
+    command = ["git", "remote", "get-url", "origin"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8").stdout.strip()
+    return said.removesuffix(".git") if said.startswith("https://github.com/") else None
+
+
+def write_style(public):
+    light, dark = (HtmlFormatter(style=style).get_style_defs(".highlight") for style in ("default", "github-dark"))
+    own = (SITE / "style.css").read_text(encoding="utf-8")
+    code = f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"
+    (public / "style.css").write_text(code + own, encoding="utf-8")
+
+
+# --- The demo --------------------------------------------------------------------------------
+
+
+def write_demo(folder):
+    folder.mkdir()
+    shutil.copyfile(SITE / "demo.html", folder / "index.html")
+    for name in ("demo.js", "demo.css", "ONNX_RUNTIME_LICENSE.txt"):
+        shutil.copyfile(SITE / name, folder / name)
+    for name in RUNTIME_FILES:
+        shutil.copyfile(RUNTIME / "dist" / name, folder / name)
+    shutil.copyfile(ROOT / "service" / "model.onnx", folder / "model.onnx")
+    large, digest = ("ort-wasm-simd-threaded.wasm", "model.onnx"), hashlib.sha256()
+    for name in large:
+        digest.update((folder / name).read_bytes())
+    files = {"version": digest.hexdigest()[:16], "bytes": {name: (folder / name).stat().st_size for name in large}}
+    (folder / "files.json").write_text(json.dumps(files), encoding="utf-8")
+    write_examples(folder)
+
+
+def write_examples(folder):
+    """Write the images that a visitor can try, and examples.json, which lists them."""
+    _, _, x, y = utils.load_images(utils.DATA / "ship_truck.npz")
+    _, _, others, kinds = utils.load_images(utils.DATA / "other_classes.npz")
+    horse = others[kinds == kinds.max()][0]
+    photographs = load_sample_images()
+    numbers = np.concatenate([np.flatnonzero(y == label)[:3] for label in (0, 1)])
+    chosen = [(x[number], f"Test image {number}: a {utils.CLASS_NAMES[y[number]]}") for number in numbers]
+    chosen.append((horse, "A test image of a horse"))
+    for image, name in zip(photographs.images, photographs.filenames):
+        chosen.append((image, f"Photograph {Path(name).name}"))
+    listed = []
+    for number, (image, text) in enumerate(chosen):
+        name = f"example_{number}.png" if image.shape[0] == 32 else f"example_{number}.jpg"
+        Image.fromarray(image).save(folder / name, quality=90)
+        listed.append({"file": name, "text": text})
+    (folder / "examples.json").write_text(json.dumps(listed), encoding="utf-8")
+
+
+def main():
+    if not RUNTIME.is_dir():
+        sys.exit("ONNX Runtime for the browser is missing: `make site` has npm install it")
+    new, public = SITE / ".unfinished-public", SITE / "public"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    write_pages(new)
+    write_style(new)
+    write_demo(new / "demo")
+    shutil.rmtree(public, ignore_errors=True)
+    new.rename(public)
+    size = sum(path.stat().st_size for path in public.rglob("*") if path.is_file())
+    print(
+        f"{utils.relative(public)}: {size / 1e6:.0f} MB; `make serve` shows it on http://127.0.0.1:8000/site/index.html"
+    )
+
+
+if __name__ == "__main__":
+    main()

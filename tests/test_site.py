@@ -1,0 +1,286 @@
+"""Tests of the website in a real browser: its pages, and the page on which the model runs, from a plain file server."""
+
+import base64
+import functools
+import http.server
+import io
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from urllib.parse import urljoin
+
+import numpy as np
+import pytest
+from bs4 import BeautifulSoup
+from helpers import NOTEBOOKS
+from PIL import Image, ImageCms
+from playwright.sync_api import expect
+from service_helpers import encode, images_of, large_photo, png
+
+import photo
+import utils
+from service import app
+
+SHIP = encode(large_photo(images_of("ship")[0]), "JPEG")
+UNSURE = 207  # of the trucks: the model's probability for it is far from 0 and 1
+LOADED = 120_000  # milliseconds that the model may take to load
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def site(browser):
+    """The website, newly built and served from a sub-path; yields the address of its start page."""
+    if not shutil.which("npm") and os.environ.get("SHIP_TRUCK_BROWSER") != "required":
+        pytest.skip("npm is missing, which brings ONNX Runtime for the browser; on Debian: apt install npm")
+    done = subprocess.run([sys.executable, "site/build.py"], cwd=utils.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    handler = functools.partial(Quiet, directory=utils.ROOT / "site")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/public/"
+        server.shutdown()
+
+
+@pytest.fixture
+def complaints():
+    return []
+
+
+@pytest.fixture
+def page(browser, site, complaints, request):
+    """A new tab. Nothing may be asked of another server or complained of in the console."""
+    tab = browser.new_page(**getattr(request, "param", {}))
+    tab.on("console", lambda text: complaints.append(text.text) if text.type in ("error", "warning") else None)
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.on("request", lambda asked: complaints.append(asked.url) if asked.url.startswith("http") else None)
+    tab.on("filechooser", lambda chooser: None)  # has the browser announce file choosers from the start
+    yield tab
+    tab.close()
+    assert not [text for text in complaints if not text.startswith(site)]
+
+
+@pytest.fixture
+def demo(page, site):
+    page.goto(site + "demo/index.html")
+    expect(page.locator("#drop")).to_be_visible(timeout=LOADED)
+    return page
+
+
+# --- Pages -----------------------------------------------------------------------------------
+
+
+def test_every_link_answers_and_every_notebook_is_reached(page, site):
+    waiting, reached = [site + "index.html"], set()
+    while waiting:
+        address = waiting.pop()
+        if address in reached:
+            continue
+        reached.add(address)
+        response = page.request.get(address)
+        assert response.ok, address
+        if not address.endswith(".html"):
+            continue
+        soup = BeautifulSoup(response.text(), "html.parser")
+        for tag in soup.select("a[href], img[src], link[href], script[src]"):
+            target = urljoin(address, tag.get("href") or tag.get("src"))
+            target, _, anchor = target.partition("#")
+            if target == address and anchor:
+                assert soup.find(id=anchor), f"{address}#{anchor}"
+            if target.startswith(site):
+                waiting.append(target)
+    notebooks = {f"{site}notebooks/{path.stem}.html" for path in NOTEBOOKS}
+    assert notebooks | {site + "demo/index.html", site + "models/README.html"} <= reached
+
+
+@pytest.mark.parametrize("page", [{"viewport": {"width": 390, "height": 844}}], indirect=True)
+@pytest.mark.parametrize("path", ["index.html", *(f"notebooks/{path.stem}.html" for path in NOTEBOOKS)])
+def test_a_page_shows_its_figures_and_fits_a_phone(page, site, path):
+    page.goto(site + path)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    images = page.evaluate("[...document.images].map(image => [image.naturalWidth > 0, image.alt])")
+    assert images and all(shown and len(text) > 10 for shown, text in images)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_light_and_dark(browser, site, scheme):
+    for path in ("index.html", "demo/index.html"):
+        tab = browser.new_page(color_scheme=scheme)
+        tab.goto(site + path)
+        corner = np.asarray(Image.open(io.BytesIO(tab.screenshot())).convert("L"))[-5:, :5].mean()
+        tab.close()
+        assert corner < 60 if scheme == "dark" else corner > 200
+
+
+# --- The demo --------------------------------------------------------------------------------
+
+
+def hand_over(page, event, data, kind="image/jpeg"):
+    """Drop or paste a file, as the browser would hand it to the page."""
+    script = """([event, data, kind]) => {
+        const bytes = Uint8Array.from(atob(data), character => character.charCodeAt(0));
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([bytes], "photo.jpg", {type: kind}));
+        document.body.dispatchEvent(event === "paste"
+            ? new ClipboardEvent("paste", {clipboardData: transfer, bubbles: true})
+            : new DragEvent("drop", {dataTransfer: transfer, bubbles: true, cancelable: true}));
+    }"""
+    page.evaluate(script, [event, base64.b64encode(data).decode(), kind])
+
+
+def in_browser(page, data):
+    """Return what the page makes of a file: (probability of truck, strangeness, thumbnail (32, 32, 3))."""
+    script = """async data => {
+        const {classify} = await import("./demo.js");
+        const answer = await classify(new Blob([Uint8Array.from(atob(data), character => character.charCodeAt(0))]));
+        return [answer.probability, answer.strangeness, [...answer.thumbnail]];
+    }"""
+    probability, strangeness, thumbnail = page.evaluate(script, base64.b64encode(data).decode())
+    return probability, strangeness, np.array(thumbnail).reshape(32, 32, 3)
+
+
+def in_python(data):
+    thumbnail = photo.to_thumbnail(photo.load_photo(data))
+    probability, strangeness, _ = app.session.run(app.OUTPUTS, {"image": thumbnail[None]})
+    return probability[0, 0], strangeness[0, 0], thumbnail
+
+
+def expect_a_ship(page):
+    expect(page.locator("#verdict")).to_contain_text("Ship, ", timeout=LOADED)
+    expect(page.locator("#photo")).to_be_visible()
+    assert float(page.get_by_role("progressbar", name="Ship").evaluate("bar => bar.value")) > 0.9
+
+
+def test_test_images_get_python_s_answers(demo):
+    images, _ = utils.load_test_images()
+    for image in images[:20]:
+        data = encode(Image.fromarray(image), "PNG")
+        (probability, strangeness, thumbnail), expected = in_browser(demo, data), in_python(data)
+        assert (thumbnail == image).all()
+        assert abs(probability - expected[0]) < 1e-3 and abs(strangeness - expected[1]) < 1e-2
+
+
+def wide_gamut():
+    """Return an RGB profile whose primaries are further apart than sRGB's: sRGB's own, with red and blue exchanged."""
+    profile = bytearray(ImageCms.ImageCmsProfile(photo.SRGB).tobytes())
+    red, blue = profile.index(b"rXYZ", 128), profile.index(b"bXYZ", 128)
+    profile[red], profile[blue] = profile[blue], profile[red]
+    return bytes(profile)
+
+
+def files():
+    """Return {what it is: bytes} of photographs in the formats and colour models that are met."""
+    image = large_photo(images_of("truck")[UNSURE])
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    see_through = image.convert("RGBA")
+    see_through.putalpha(Image.linear_gradient("L").resize(image.size))
+    grey = (np.asarray(image.convert("L")).astype(np.uint16)) * 257
+    return {
+        "JPEG": encode(image, "JPEG", quality=92),
+        "JPEG, turned": encode(image, "JPEG", quality=92, exif=turned),
+        "JPEG, progressive": encode(image, "JPEG", quality=92, progressive=True),
+        "JPEG, grey": encode(image.convert("L"), "JPEG"),
+        "JPEG, CMYK": encode(image.convert("CMYK"), "JPEG", quality=92),
+        "JPEG, another colour space": encode(image, "JPEG", quality=92, icc_profile=wide_gamut()),
+        "PNG": encode(image, "PNG"),
+        "PNG, transparent": encode(see_through, "PNG"),
+        "PNG, 16 bits": encode(Image.fromarray(grey), "PNG"),
+        "WebP": encode(image, "WEBP", quality=90),
+        "GIF": encode(image, "GIF"),
+        "BMP": encode(image, "BMP"),
+        "3000 pixels wide": encode(image.resize((3000, 1999), Image.Resampling.BICUBIC), "JPEG", quality=92),
+    }
+
+
+@pytest.mark.parametrize("kind", files())
+def test_a_file_of_every_kind_gets_python_s_answer(demo, kind):
+    data = files()[kind]
+    (probability, strangeness, thumbnail), expected = in_browser(demo, data), in_python(data)
+    assert np.abs(thumbnail - expected[2].astype(int)).max() <= 3
+    assert abs(probability - expected[0]) < 0.02 and (strangeness > 0) == (expected[1] > 0)
+
+
+@pytest.mark.parametrize("event", ["drop", "paste"])
+def test_drop_or_paste_a_file(demo, event):
+    hand_over(demo, event, SHIP)
+    expect_a_ship(demo)
+
+
+def test_an_example_is_answered_and_a_horse_is_neither(demo):
+    demo.get_by_role("button", name="a ship").first.click()
+    expect_a_ship(demo)
+    demo.get_by_role("button", name="horse").click()
+    expect(demo.locator("#verdict")).to_have_text("Neither", timeout=LOADED)
+    expect(demo.locator("#reason")).to_contain_text("neither a ship nor a truck")
+
+
+def test_a_bad_file_is_explained_and_the_next_one_works(demo):
+    hand_over(demo, "drop", b"this is a text")
+    expect(demo.locator("#verdict")).to_contain_text("no image that your browser can read")
+    expect(demo.locator("#bars")).to_be_hidden()
+    hand_over(demo, "drop", SHIP)
+    expect_a_ship(demo)
+
+
+def test_a_photo_of_100_megapixels_is_answered(demo):
+    hand_over(demo, "drop", png(10_000, 10_000, 8, 0), "image/png")
+    expect(demo.locator("#took")).to_be_visible(timeout=LOADED)
+    hand_over(demo, "drop", SHIP)
+    expect_a_ship(demo)
+
+
+def test_nothing_is_asked_of_any_server_after_loading(demo, complaints):
+    complaints.clear()
+    hand_over(demo, "drop", SHIP)
+    expect_a_ship(demo)
+    assert complaints == []
+
+
+def test_a_model_that_cannot_be_loaded_is_explained(page, site):
+    page.route("**/model.onnx", lambda route: route.fulfill(status=200, body=b"damaged"))
+    page.goto(site + "demo/index.html")
+    expect(page.locator("#state")).to_contain_text("could not be loaded", timeout=LOADED)
+    expect(page.locator("#drop")).to_be_hidden()
+
+
+def test_a_browser_without_webassembly_is_told(page, site):
+    page.add_init_script("delete globalThis.WebAssembly")
+    page.goto(site + "demo/index.html")
+    expect(page.locator("#state")).to_contain_text("this browser has no WebAssembly")
+
+
+def test_the_model_comes_from_the_browser_s_cache_the_next_time(demo, complaints):
+    complaints.clear()
+    demo.reload()
+    expect(demo.locator("#drop")).to_be_visible(timeout=LOADED)
+    assert not [text for text in complaints if text.endswith((".onnx", ".wasm"))]
+
+
+def test_keyboard_and_screen_reader(demo):
+    expect(demo.get_by_role("heading", name="Ship or truck?")).to_be_visible()
+    expect(demo.get_by_label("Drop a photo here, paste one, or choose it:")).to_be_visible()
+    demo.keyboard.press("Tab")
+    assert demo.evaluate("document.activeElement.id") == "file"
+    with demo.expect_file_chooser() as chooser:
+        demo.keyboard.press("Enter")
+    chooser.value.set_files({"name": "a.jpg", "mimeType": "image/jpeg", "buffer": SHIP})
+    expect_a_ship(demo)
+    assert demo.locator("#verdict").get_attribute("aria-live") == "polite"
+    expect(demo.get_by_role("img", name="The photo you chose")).to_be_visible()
+    expect(demo.locator("#map")).to_be_hidden()
+    demo.locator("#show").focus()
+    demo.keyboard.press("Space")
+    expect(demo.locator("#map")).to_be_visible()
+
+
+@pytest.mark.parametrize("page", [{"viewport": {"width": 390, "height": 844}}], indirect=True)
+def test_the_demo_fits_a_phone(demo):
+    hand_over(demo, "drop", SHIP)
+    expect_a_ship(demo)
+    assert demo.evaluate("document.documentElement.scrollWidth") <= 390
