@@ -52,7 +52,7 @@ export UV_SYSTEM_CERTS := 1
 run: .venv/ready metal
 	$(BIN)/python scripts/run_study.py
 
-test: .venv/ready-test .venv-serve/ready $(if $(shell command -v npm),site/node_modules/ready)
+test: .venv/ready-test .venv-serve/ready $(if $(shell sh -c 'command -v npm'),site/node_modules/ready)
 	rm -rf scratch
 	SHIP_TRUCK_PROFILE=quick SHIP_TRUCK_SERVE=$(SERVE)/python $(BIN)/python -m pytest \
 		--numprocesses auto --maxprocesses 4
@@ -87,7 +87,7 @@ export: .venv/ready-export
 	$(BIN)/python service/export.py
 	$(BIN)/python scripts/run_study.py 08
 
-site: .venv/ready-site site/node_modules/ready
+site: site/node_modules/ready .venv/ready-site
 	$(BIN)/python site/build.py
 
 serve: .venv-serve/ready

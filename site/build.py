@@ -20,6 +20,7 @@ import jinja2
 import nbformat
 import numpy as np
 from bs4 import BeautifulSoup
+from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
 from PIL import Image
@@ -54,6 +55,15 @@ def html_of(path):
     else:
         body = markdown2html((ROOT / path).read_text(encoding="utf-8"))
     return BeautifulSoup(body, "html.parser")
+
+
+def show_formulas(soup):
+    """Turn paragraphs of LaTeX, $$…$$, into MathML, which needs no script and no fonts."""
+    for part in soup.find_all("p"):
+        formula = re.fullmatch(r"\$\$(.*)\$\$", part.get_text().strip(), re.DOTALL)
+        if formula:
+            part.clear()
+            part.append(BeautifulSoup(convert(formula[1], display="block"), "html.parser"))
 
 
 def describe_figures(soup):
@@ -105,6 +115,7 @@ def write_pages(public):
             shutil.copyfile(ROOT / path, target)
             continue
         soup = html_of(path)
+        show_formulas(soup)
         describe_figures(soup)
         waiting += follow_links(soup, path)
         for table in soup.find_all("table"):

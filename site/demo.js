@@ -43,8 +43,7 @@ async function start() {
   const progress = bytes => {
     loaded += bytes;
     at("loaded").value = loaded;
-    at("loaded").textContent = `${(loaded / 1e6).toFixed(0)} of ${(total / 1e6).toFixed(0)} MB`;
-    at("state").textContent = `Loading the model: ${at("loaded").textContent}`;
+    at("megabytes").textContent = `${(loaded / 1e6).toFixed(0)} of ${(total / 1e6).toFixed(0)} MB`;
   };
   runtime = await import("./ort.wasm.bundle.min.mjs");
   const [binary, model] = [await load("ort-wasm-simd-threaded.wasm", store, progress), await load("model.onnx", store, progress)];
@@ -52,6 +51,7 @@ async function start() {
   runtime.env.wasm.numThreads = 1;  // more of them need headers that a plain file server doesn't send
   runtime.env.wasm.wasmBinary = binary;
   session = await runtime.InferenceSession.create(model, {executionProviders: ["wasm"]});
+  say("");
   at("loading").hidden = true;
   at("drop").hidden = false;
 }
@@ -199,8 +199,8 @@ async function answer(file) {
 // --- The page -------------------------------------------------------------------
 
 function takePhoto(files, otherwise) {
-  if (at("drop").hidden) return;  // the model is not there yet
-  if (files.length) answer(files[0]);
+  if (!session) say("The model is not loaded yet.", true);
+  else if (files.length) answer(files[0]);
   else say(otherwise, true);
 }
 
@@ -230,7 +230,7 @@ document.addEventListener("paste", event => takePhoto(event.clipboardData.files,
 try {
   await Promise.all([start(), showExamples()]);
 } catch (error) {
-  at("loaded").hidden = true;
+  at("loaded").hidden = at("megabytes").hidden = true;
   at("state").classList.add("bad");
   at("state").textContent =
     `The model could not be loaded (${error.message}). Try again, or another browser; the study's page says how to run it on your own computer.`;

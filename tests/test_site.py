@@ -103,6 +103,7 @@ def test_every_link_answers_and_every_notebook_is_reached(page, site):
 def test_a_page_shows_its_figures_and_fits_a_phone(page, site, path):
     page.goto(site + path)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert "$$" not in page.inner_text("main")
     images = page.evaluate("[...document.images].map(image => [image.naturalWidth > 0, image.alt])")
     assert images and all(shown and len(text) > 10 for shown, text in images)
 
