@@ -571,6 +571,7 @@ MADE_BY = {
     "seeds": "run `make seeds`",
     "ladder": "run `make ladder`",
     "controls": "run `make controls`",
+    "finetuning": "run `make finetuning`",
     "experiments": "run `make experiment`",
     "benchmark": "run `make bench`",
     "export": "run `make export`",
@@ -708,7 +709,7 @@ def log_run(name, results, last=8):
         print(f"{when:19}  {validation:15}  {compared}  {run['seconds']:7.1f}  {changed}")
     print(
         f"\nThis clone's runs of this notebook in results/runs/ have read the test set {len(paths)} times. Not counted: "
-        "the committed run, sweeps with the test set (`make seeds`, `make bench`), and notebooks 05 to 07."
+        "the committed run, the other commands that read the test set (README.md), and notebooks 05 to 07."
     )
 
 

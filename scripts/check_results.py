@@ -62,9 +62,8 @@ def shown(number):
 
 def complaints_of_numbers():
     """Yield which notebooks, the README's table among them, don't show the numbers in results/."""
-    load = {
-        name: printed(utils.load_results, name, RESULTS)[1] for name in (*utils.LABELS, "seeds", "ladder", "controls")
-    }
+    names = (*utils.LABELS, "seeds", "ladder", "controls", "finetuning")
+    load = {name: printed(utils.load_results, name, RESULTS)[1] for name in names}
     expected = {"02": [], "03": [], "04": [], "05": []}
     for name, number in (("baseline_2021", "02"), ("three_block_cnn", "02"), ("vgg16_transfer", "03")):
         expected[number].append(utils.format_score(load[name]["test"]))
@@ -77,6 +76,9 @@ def complaints_of_numbers():
             seeds = utils.format_seeds(load["seeds"][name]["test"])
             expected["04"].append(seeds)
             expected["05"].append(seeds)
+    finetuning = load["finetuning"]["vgg16_transfer"]
+    expected["03"] += printed(utils.print_ladder, [finetuning["frozen"], finetuning["tuned"]])[0]
+    expected["04"].append(f"fine-tuned | **{finetuning['test']['accuracy']:.2%}**")
     readme = (utils.ROOT / "README.md").read_text(encoding="utf-8")
     if not all(text in readme for text in expected["04"]):
         yield f"README.md doesn't show the numbers in results/: {RUN} 04"

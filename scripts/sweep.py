@@ -1,4 +1,5 @@
-"""Execute notebooks 02 and 03 many times with other parameters: `make seeds`, `ladder`, `controls`, `experiment`.
+"""Execute notebooks 02 and 03 many times with other parameters: `make seeds`, `ladder`, `controls`, `finetuning`,
+`experiment`.
 
     python scripts/sweep.py seeds --seeds 0 1 2 --workers 2
     python scripts/sweep.py ladder --models vgg16_transfer --dask tcp://scheduler:8786
@@ -128,7 +129,7 @@ def parse_changes(text, notebook):
 
 
 def steps_of(notebook, tag):
-    """Return [(step, changes)], the list that the notebook's cell tagged `ladder` or `controls` holds, and only it."""
+    """Return [(step, changes)], the list in the notebook's cell with that tag: `ladder`, `controls` or `finetuning`."""
     source = next(cell.source for cell in notebook.cells if tag in tags(cell))
     return ast.literal_eval(ast.parse(source).body[0].value)
 
@@ -347,10 +348,15 @@ def publish(name, model, settings, value):
     )
 
 
-def sweep_seeds(models, seeds, **backend):
-    """Train the models with each seed, noting the test accuracy after each epoch; write results/seeds.json."""
+def refuse_repeated(seeds):
+    """Raise ValueError where a seed stands twice."""
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"the seeds {seeds} repeat one; every seed counts once")
+
+
+def sweep_seeds(models, seeds, **backend):
+    """Train the models with each seed, noting the test accuracy after each epoch; write results/seeds.json."""
+    refuse_repeated(seeds)
     for model in models:
         notebook = read_notebook(model)
         runs = execute_all([new_run(model, notebook, {"watch_test": True}, seed) for seed in seeds], **backend)
@@ -367,6 +373,7 @@ def sweep_controls(models, seeds, **backend):
 
     Raises ValueError where a model's committed run has other parameters than the notebook, a control's own aside.
     """
+    refuse_repeated(seeds)
     for model in models:
         notebook = read_notebook(model)
         controls, settings = steps_of(notebook, "controls"), utils.load_results(model)["settings"]
@@ -419,6 +426,44 @@ def sweep_ladder(models, folds=None, **backend):
         utils.print_ladder(entries)
 
 
+def sweep_finetuning(folds=None, **backend):
+    """Judge VGG16 frozen and fine-tuned by the same folds, and fine-tuned once on the test set; write
+    results/finetuning.json."""
+    model, tuned = "vgg16_transfer", "vgg16_finetuned"
+    notebook, chosen = read_notebook(model), folds or [0, 1, 2]
+    ((step, changes),) = steps_of(notebook, "finetuning")
+    seed = with_changes(notebook, {})["seed"]
+    runs = [new_run(model, notebook, {}, fold, fold) for fold in chosen]
+    runs += [new_run(tuned, notebook, changes, fold, fold) for fold in chosen]
+    *by_folds, tested = execute_all([*runs, new_run(tuned, notebook, changes, seed)], **backend)
+    before, after = in_groups(by_folds, len(chosen))
+    entry = {
+        "frozen": entry_of("frozen", {}, chosen, before),
+        "tuned": entry_of(step, changes, chosen, after) | {"gain": gain_of(before, after, chosen)},
+    }
+    kept = ("validation", "test", "parameters", "seconds", "probability", "history")
+    publish("finetuning", model, before[0]["settings"], entry | {name: tested[name] for name in kept})
+    utils.print_ladder([entry["frozen"], entry["tuned"]])
+    print("test:", utils.format_score(tested["test"]))
+
+
+def in_words(changes):
+    """Return changes of parameters as a label: "no mirror, hidden units 64"."""
+    words = []
+    for name, value in changes.items():
+        name = name.replace("_", " ")
+        words.append(f"{'' if value else 'no '}{name}" if isinstance(value, bool) else f"{name} {value}")
+    return ", ".join(words)
+
+
+def plot_experiments(entries, model):
+    """Draw what all experiments of a model gained into figures/."""
+    utils.set_plot_style()
+    labelled = [entry | {"step": in_words(entry["changes"])} for entry in entries]
+    figure = utils.plot_ladder(labelled, model, f"{utils.LABELS[model]}: what changes are worth")
+    utils.save_figure(figure, f"experiments_{model}")
+
+
 def experiment(model, text, folds=None, **backend):
     """Judge changes of parameters by folds against the notebook as it stands; write results/experiments.json and a
     figure of all that was tried against the same parameters."""
@@ -442,15 +487,13 @@ def experiment(model, text, folds=None, **backend):
         new = [(entry["changes"], entry["folds"]) for entry in entries]
         entries = [entry for entry in kept[model] if (entry["changes"], entry["folds"]) not in new] + entries
     publish("experiments", model, settings, entries)
-    utils.set_plot_style()
-    figure = utils.plot_ladder(entries, model, f"{utils.LABELS[model]}: what changes are worth")
-    utils.save_figure(figure, f"experiments_{model}")
+    plot_experiments(entries, model)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_subparsers(dest="what", required=True)
-    for name in ("seeds", "ladder", "controls", "experiment"):
+    for name in ("seeds", "ladder", "controls", "finetuning", "experiment"):
         command = what.add_parser(name)
         command.add_argument("--workers", type=int, default=1, help="runs at a time on this machine")
         command.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster")
@@ -462,11 +505,17 @@ def main():
         if name == "experiment":
             command.add_argument("model", choices=NOTEBOOKS)
             command.add_argument("text", metavar="CHANGES", help='such as "hidden_units=64,128 dropout=0.3"')
-        else:
+        elif name != "finetuning":
             command.add_argument("--models", nargs="+", choices=NOTEBOOKS, default=list(NOTEBOOKS))
     arguments = vars(parser.parse_args())
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # utils.precision() loads TensorFlow
-    functions = {"seeds": sweep_seeds, "ladder": sweep_ladder, "controls": sweep_controls, "experiment": experiment}
+    functions = {
+        "seeds": sweep_seeds,
+        "ladder": sweep_ladder,
+        "controls": sweep_controls,
+        "finetuning": sweep_finetuning,
+        "experiment": experiment,
+    }
     function = functions[arguments.pop("what")]
     try:
         function(**arguments)

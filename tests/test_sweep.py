@@ -241,6 +241,14 @@ def test_vgg16_runs_by_folds_and_watches_the_test_set_if_asked(output):
     assert len(watched["history"]["test_accuracy"]) == 2 and watched["test"]["n"] == 200
 
 
+def test_a_fine_tuned_run_trains_block_4_and_keeps_its_results_apart(output):
+    run = sweep.new_run("vgg16_finetuned", sweep.read_notebook("vgg16_transfer"), {"finetune_epochs": 1}, 0, fold=1)
+    (tuned,) = sweep.execute_all([run])
+    frozen, head = json.loads((utils.ROOT / "results" / "vgg16_transfer.json").read_text())["parameters"].values()
+    assert tuned["settings"]["finetune_epochs"] == 1 and tuned["validation"]["n"] == 100
+    assert sum(tuned["parameters"].values()) == frozen + head and tuned["parameters"]["frozen"] == 1_735_488
+
+
 def test_a_cell_without_the_tag_cannot_read_the_test_set_either(output, notebook):
     notebook = nbformat.from_dict(notebook)
     notebook.cells = [
@@ -266,11 +274,12 @@ def pretended(monkeypatch, accuracy_of):
             labels = y[utils.split_indices(y, run["changes"]["fold"])[1]]
             right = np.arange(len(labels)) < round(accuracy_of(run["changes"]) * len(labels))
             probability = np.where(right, labels, 1 - labels).astype(float)
-            settings = sweep.with_changes(sweep.read_notebook(run["model"]), run["changes"])
-            validation = {"validation": utils.score(labels, probability)}
-            answers = {"probability": {"validation": probability.tolist()}}
+            model = run["model"] if run["model"] in sweep.NOTEBOOKS else "vgg16_transfer"
+            settings = sweep.with_changes(sweep.read_notebook(model), run["changes"])
+            scores = dict.fromkeys(("validation", "test"), utils.score(labels, probability))
+            answers = {"probability": {"validation": probability.tolist()}, "parameters": {"trainable": 2, "frozen": 1}}
             costs = {"seconds": 1.0, "precision": run["precision"], "history": {"loss": [1.0]}}
-            results.append({"settings": settings} | costs | validation | answers)
+            results.append({"settings": settings} | costs | scores | answers)
         return results
 
     monkeypatch.setattr(sweep, "execute_all", execute_all)
@@ -319,6 +328,11 @@ def test_experiments_are_kept_beside_each_other_while_the_notebook_stays(output,
         sweep.experiment("three_block_cnn", f"epochs={sweep.with_changes(notebook, {})['epochs']}")
 
 
+def test_changes_are_labelled_in_words():
+    changes = {"mirror": False, "batch_normalization": True, "hidden_units": 64}
+    assert sweep.in_words(changes) == "no mirror, batch normalization, hidden units 64"
+
+
 def test_what_is_published_of_one_model_leaves_the_other_alone(output):
     sweep.publish("seeds", "vgg16_transfer", {"seed": 3, "epochs": 1}, {"seeds": [3]})
     sweep.publish("seeds", "three_block_cnn", {"seed": 0, "epochs": 2}, {"seeds": [0]})
@@ -348,6 +362,17 @@ def test_controls_are_compared_with_the_run_that_is_kept(output, monkeypatch, no
     sweep.sweep_controls(["three_block_cnn"], [0, 1])
     few, _ = json.loads((output / "results" / "controls.json").read_text())["three_block_cnn"]
     assert few["changes"] == {"training_images": 90} and few["seeds"] == [0, 1] and few["test"]["mean"] == 0.9
+
+
+def test_fine_tuning_is_compared_with_the_frozen_network_by_fold_and_tested_once(output, monkeypatch):
+    tuned = [("tuned", {"finetune_epochs": 1})]
+    monkeypatch.setattr(sweep, "steps_of", lambda notebook, tag: tuned)
+    pretended(monkeypatch, lambda changes: 0.9 if "finetune_epochs" in changes else 0.8)
+    sweep.sweep_finetuning([0, 1])
+    kept = json.loads((output / "results" / "finetuning.json").read_text())["vgg16_transfer"]
+    assert kept["frozen"]["accuracy"] == [0.8, 0.8] and kept["tuned"]["accuracy"] == [0.9, 0.9]
+    assert kept["tuned"]["gain"]["mean"] == pytest.approx(0.1) and kept["tuned"]["gain"]["gained"] == 20
+    assert kept["test"]["accuracy"] == 0.9
 
 
 def test_few_images_are_as_many_of_each_class_drawn_by_the_seed_and_repeated():
