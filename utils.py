@@ -175,10 +175,11 @@ def draw_training(training, y, images, seed):
 def plot_images(images, titles=None, columns=10, size=0.9):
     """Draw images in a grid, enlarged so that a pixel stays a pixel; return the figure.
 
-    size: width of one image in inches. titles: one short line an image, or None.
+    size: width of one image in inches. titles: a short text of a line or more for each image, or None.
     """
     rows = max(1, -(-len(images) // columns))
-    height = rows * (size + (0.22 if titles else 0))
+    lines = max(title.count("\n") + 1 for title in titles) if titles else 0
+    height = rows * (size + 0.2 * lines)
     figure, axes = plt.subplots(rows, columns, squeeze=False, layout="constrained", figsize=(columns * size, height))
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     for axis in axes.flat:
@@ -186,7 +187,7 @@ def plot_images(images, titles=None, columns=10, size=0.9):
     for index, (axis, image) in enumerate(zip(axes.flat, images, strict=False)):
         axis.imshow(image, interpolation="nearest")
         if titles:
-            axis.set_title(titles[index], fontsize=8, pad=2)
+            axis.set_title(titles[index], fontsize=9, pad=2)
     return figure
 
 
@@ -246,7 +247,7 @@ def precision():
             return "mixed_bfloat16", "the GPU multiplies bfloat16"
         return "float32", "not every GPU is known to multiply bfloat16"
     if not CPUINFO.is_file() or "amx_bf16" not in CPUINFO.read_text(encoding="utf-8").split():
-        return "float32", "the processor has no AMX, or does not say so"
+        return "float32", "the processor has no AMX, or does not report it"
     allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
     if os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "0" or not (allowed in ("ALL", "DEFAULT") or "AMX" in allowed):
         return "float32", "the processor has AMX, but oneDNN is not allowed to use it"
@@ -708,8 +709,8 @@ def log_run(name, results, last=8):
         validation = "{accuracy:.2%} of {n:,}".format(**run["validation"])
         print(f"{when:19}  {validation:15}  {compared}  {run['seconds']:7.1f}  {changed}")
     print(
-        f"\nThis clone's runs of this notebook in results/runs/ have read the test set {len(paths)} times. Not counted: "
-        "the committed run, the other commands that read the test set (README.md), and notebooks 05 to 07."
+        f"\nRuns of this notebook in results/runs/, each of which has read the test set: {len(paths)}. Not counted: the\n"
+        "committed run, the other commands that read the test set (README.md), and notebooks 05 to 07."
     )
 
 

@@ -54,10 +54,11 @@ def complaints_of_notebooks():
 
 
 def shown(number):
-    """Return all text in the outputs of a notebook."""
+    """Return all text in the outputs of a notebook, its tables included."""
     path = next(path for path in NOTEBOOKS if path.name.startswith(number))
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    return "".join(output.get("text", "") for cell in cells for output in cell.outputs)
+    outputs = [output for cell in cells for output in cell.outputs]
+    return "".join(output.get("text", "") + output.get("data", {}).get("text/markdown", "") for output in outputs)
 
 
 def complaints_of_numbers():
