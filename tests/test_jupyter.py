@@ -75,12 +75,13 @@ def open_notebook(page, lab, name):
 
 def test_a_parameter_is_changed_and_the_run_stands_in_the_table(lab, tab):
     panel, cells = open_notebook(tab, lab, "03_vgg16_transfer_learning.ipynb")
-    # Before the notebook is connected to its kernel, JupyterLab drops "Run All Cells" without a word.
-    expect(tab.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible()
     number = next(number for number, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", []))
     panel.locator(".jp-Cell").nth(number).locator(".cm-content").click()
     tab.keyboard.press("Control+a")
     tab.keyboard.insert_text(re.sub(r"hidden_units: int = \d+", "hidden_units: int = 31", cells[number].source))
+    # The status bar speaks of the notebook once it has been clicked. Before it is connected to its kernel, JupyterLab
+    # drops "Run All Cells" without a word.
+    expect(tab.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible()
     tab.get_by_role("menuitem", name="Run", exact=True).click()
     tab.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     table = panel.locator(".jp-OutputArea-output", has_text="the committed one")
