@@ -208,8 +208,8 @@ def answer(probability, strangeness):
     """Put the model's numbers into words, as a dict that can go into JSON.
 
     probability: of truck, 0 to 1; strangeness: above 0 for what is neither ship nor truck. "confidence" is the
-    calibrated probability of the class that is named, 0.5 to 1: of answers with 0.9, nine in ten should be right, among
-    photos of ships and trucks. It is None where no class is named.
+    probability of the class that is named, 0.5 to 1, or None where no class is named. It is meant for photos of ships
+    and trucks; notebook 06 says how far it is right about them.
     """
     probabilities = {"ship": 1 - float(probability), "truck": float(probability)}
     result = {"class": None, "confidence": None, "probabilities": probabilities, "model": "vgg16_transfer"}

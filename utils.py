@@ -777,21 +777,43 @@ def plot_network(title, parts):
     return figure
 
 
+def plot_curves(axis, history, measure, colour, factor=1):
+    """Draw a measure of a Keras history by epoch on an axis, training dashed and validation solid.
+
+    measure: "loss" or "accuracy"; factor: what its values are multiplied by, 100 for percent.
+    """
+    for key, style, label in ((measure, "--", "training"), (f"val_{measure}", "-", "validation")):
+        values = factor * np.array(history[key])
+        axis.plot(range(1, len(values) + 1), values, style, color=colour, label=label)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set(xlabel="epoch", ylabel="accuracy (%)" if measure == "accuracy" else "loss (cross-entropy)")
+
+
 def plot_histories(histories):
-    """Draw learning curves of {model: history}, a row each: loss and accuracy, training dashed, validation solid; return
-    the figure."""
+    """Draw learning curves of {model: history}, a row each: loss and accuracy; return the figure."""
     rows = len(histories)
     figure, axes = plt.subplots(rows, 2, figsize=(9, 0.4 + 2.8 * rows), squeeze=False)
     for row, (name, history) in zip(axes, histories.items()):
-        for axis, key, factor in ((row[0], "loss", 1), (row[1], "accuracy", 100)):
-            for values, style, label in ((history[key], "--", "training"), (history[f"val_{key}"], "-", "validation")):
-                epochs = range(1, len(values) + 1)
-                axis.plot(epochs, factor * np.array(values), style, color=COLOURS[name], label=label)
-            axis.xaxis.get_major_locator().set_params(integer=True)
-            axis.set(xlabel="epoch", title=LABELS[name])
-        row[0].set(ylabel="loss (cross-entropy)")
-        row[1].set(ylabel="accuracy (%)")
+        plot_curves(row[0], history, "loss", COLOURS[name])
+        plot_curves(row[1], history, "accuracy", COLOURS[name], factor=100)
+        for axis in row:
+            axis.set(title=LABELS[name])
     axes[0, 0].legend()
+    return figure
+
+
+def plot_scores(rows, title, share_of="right"):
+    """Draw shares with their 95 % intervals, a row each, beside a dotted line at 50 %; return the figure.
+
+    rows: [(label, score(), colour)], of as many images each; share_of: what is counted, for the axis.
+    """
+    figure, axis = plt.subplots(figsize=(9, 1.2 + 0.36 * len(rows)))
+    for row, (_, score, colour) in enumerate(rows):
+        share, (low, high) = 100 * score["accuracy"], 100 * np.array(score["interval95"])
+        axis.errorbar(share, -row, xerr=[[share - low], [high - share]], fmt="o", color=colour, capsize=4)
+    axis.axvline(50, color="black", linewidth=1, linestyle=":")
+    axis.set(yticks=[-row for row in range(len(rows))], yticklabels=[label for label, _, _ in rows])
+    axis.set(ylim=(0.5 - len(rows), 0.5), title=title, xlabel=f"{share_of} (%), n = {rows[0][1]['n']:,}, 95 % interval")
     return figure
 
 

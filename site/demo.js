@@ -173,7 +173,7 @@ function show({probability, strangeness, places, thumbnail}, seconds) {
     at(each).value = values[each];
     at(each + "-value").textContent = percent(values[each]);
   }
-  at("took").textContent = `${seconds.toFixed(1)} s. The percentages are calibrated for photographs of ships and trucks.`;
+  at("took").textContent = `${seconds.toFixed(1)} s. The percentages are meant for photographs of ships and trucks.`;
   paint(at("map"), places.dims[2], places.dims[1], number => [255, 200, 0, 190 * places.data[number]]);
   paint(at("thumbnail"), SIZE, SIZE, number => [...thumbnail.slice(3 * number, 3 * number + 3), 255]);
   at("bars").hidden = at("pictures").hidden = false;
