@@ -674,6 +674,20 @@ def mcnemar(right, before):
     return gained, lost, float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
+def resampled_accuracies(right, draws):
+    """Return accuracies (draws, models), 0 to 1, for training runs and images drawn anew, with replacement.
+
+    The bootstrap (Efron 1979). right: of each model (runs, n) bool, whether its answers to the same n images are right;
+    all models get the same images in a draw, so that their differences are paired.
+    """
+    random = np.random.default_rng(0)
+    accuracies = np.empty((draws, len(right)))
+    for draw in accuracies:
+        images = random.integers(0, right[0].shape[1], right[0].shape[1])
+        draw[:] = [answers[random.integers(0, len(answers), len(answers))][:, images].mean() for answers in right]
+    return accuracies
+
+
 def log_run(name, results, last=8):
     """Add a training run to results/runs/ and print the last ones beside the committed one, on validation images."""
     when = datetime.datetime.now().isoformat(timespec="milliseconds").replace(":", "")
@@ -757,18 +771,22 @@ def set_plot_style():
     )
 
 
-def plot_network(title, parts):
+def plot_network(title, parts, colour, frozen=0):
     """Draw a network as what goes from layer to layer, left to right; return the figure.
 
     parts: [(name, shape)], the shape (height, width, channels) of feature maps, drawn as high as they are and the wider
-    the more channels there are, or (values,).
+    the more channels there are, or (values,). The image and what comes from so many frozen layers after it is grey.
     """
     figure, axis = plt.subplots(figsize=(9, 2.4))
     tallest, left = max(shape[0] for _, shape in parts if len(shape) == 3), 0.0
-    for name, shape in parts:
+    for number, (name, shape) in enumerate(parts):
         height = shape[0] / tallest if len(shape) == 3 else 0.04
         width = 0.35 + 0.06 * shape[-1] ** 0.5
-        axis.add_patch(plt.Rectangle((left, -height / 2), width, height, color="#56B4E9", ec="black"))
+        axis.add_patch(
+            plt.Rectangle(
+                (left, -height / 2), width, height, color="#CCCCCC" if number <= frozen else colour, ec="black"
+            )
+        )
         axis.text(left + width / 2, 0.56, name, ha="center", va="bottom", fontsize=9)
         axis.text(left + width / 2, -0.56, "×".join(map(str, shape)), ha="center", va="top", fontsize=9)
         left += width + 0.75
@@ -803,7 +821,7 @@ def plot_histories(histories):
 
 
 def plot_scores(rows, title, share_of="right"):
-    """Draw shares with their 95 % intervals, a row each, beside a dotted line at 50 %; return the figure.
+    """Draw shares with their 95 % intervals, a row each; return the figure.
 
     rows: [(label, score(), colour)], of as many images each; share_of: what is counted, for the axis.
     """
@@ -811,7 +829,6 @@ def plot_scores(rows, title, share_of="right"):
     for row, (_, score, colour) in enumerate(rows):
         share, (low, high) = 100 * score["accuracy"], 100 * np.array(score["interval95"])
         axis.errorbar(share, -row, xerr=[[share - low], [high - share]], fmt="o", color=colour, capsize=4)
-    axis.axvline(50, color="black", linewidth=1, linestyle=":")
     axis.set(yticks=[-row for row in range(len(rows))], yticklabels=[label for label, _, _ in rows])
     axis.set(ylim=(0.5 - len(rows), 0.5), title=title, xlabel=f"{share_of} (%), n = {rows[0][1]['n']:,}, 95 % interval")
     return figure
@@ -862,8 +879,8 @@ def print_controls(entries):
 
 def plot_ladder(entries, name, title):
     """Draw the gains of a ladder's rungs, or of experiments, as bars with 95 % intervals over the folds; return the
-    figure. entries: as print_ladder() takes them, name: of the model."""
-    entries = [entry for entry in entries if "gain" in entry][::-1]
+    figure. entries: as print_ladder() takes them (its last line, for all steps, is left out), name: of the model."""
+    entries = [entry for entry in entries if "gain" in entry and "accuracy" in entry][::-1]
     figure, axis = plt.subplots(figsize=(9, 1.3 + 0.42 * len(entries)))
     for row, entry in enumerate(entries):
         axis.barh(row, 100 * entry["gain"]["mean"], color=COLOURS[name])

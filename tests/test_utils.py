@@ -238,6 +238,15 @@ def test_seeds_are_summarised_and_one_alone_has_no_spread():
     assert utils.format_seeds(utils.summarise(scores[:1])) == "90.00% (one seed)"
 
 
+def test_the_bootstrap_draws_runs_and_images_and_keeps_pairs_together():
+    right = np.random.default_rng(1).random((3, 400)) < 0.8
+    first, same, perfect = utils.resampled_accuracies([right, right[:1], np.ones((1, 400), bool)], draws=300).T
+    assert (perfect == 1).all() and first.mean() == pytest.approx(right.mean(), abs=0.01)
+    assert first.std() == pytest.approx((0.8 * 0.2 / 400) ** 0.5, rel=0.3)
+    alone = utils.resampled_accuracies([right[:1], right[:1]], draws=50).T
+    assert (alone[0] == alone[1]).all()  # one run each, and the same images
+
+
 # --- Figures -------------------------------------------------------------------------------------
 
 
@@ -258,12 +267,21 @@ def test_learning_curves_show_what_the_history_says():
     assert losses[0].get_ydata().tolist() == [1.25, 0.5] and accuracies[0].get_ydata().tolist() == [125, 50]
 
 
-def test_a_network_is_drawn_as_high_as_its_maps_and_wider_with_more_channels():
-    boxes = (
-        utils.plot_network("title", [("image", (32, 32, 3)), ("maps", (16, 16, 64)), ("logit", (1,))]).axes[0].patches
-    )
-    image, maps, logit = boxes
+def test_a_network_is_drawn_as_high_as_its_maps_and_wider_with_more_channels_and_what_is_frozen_is_grey():
+    parts = [("image", (32, 32, 3)), ("maps", (16, 16, 64)), ("hidden", (9,)), ("logit", (1,))]
+    image, maps, hidden, logit = utils.plot_network("title", parts, "#ff0000", frozen=1).axes[0].patches
     assert image.get_height() == 2 * maps.get_height() > 2 * logit.get_height() and maps.get_width() > image.get_width()
+    assert image.get_facecolor() == maps.get_facecolor() != hidden.get_facecolor() == (1, 0, 0, 1)
+
+
+def test_scores_are_drawn_from_top_to_bottom_with_their_intervals():
+    scores = [utils.score(np.zeros(10), np.full(10, probability)) for probability in (0.1, 0.9)]
+    axis = utils.plot_scores([("right", scores[0], "black"), ("wrong", scores[1], "black")], "title").axes[0]
+    right, wrong = (container.lines[0].get_xydata()[0].tolist() for container in axis.containers)
+    assert right == [100, 0] and wrong == [0, -1]
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["right", "wrong"]
+    ends = axis.containers[1].lines[2][0].get_segments()[0][:, 0]
+    assert ends == pytest.approx([0, 100 * scores[1]["interval95"][1]])
 
 
 def test_a_ladder_is_printed_and_drawn_with_what_is_known(capsys):
@@ -271,6 +289,7 @@ def test_a_ladder_is_printed_and_drawn_with_what_is_known(capsys):
     entries = [{"step": "start", "accuracy": [0.8, 0.9]}]
     entries += [{"step": "next", "accuracy": [0.9, 1.0], "gain": {"mean": 0.1, "interval95": [0.05, 0.15]} | by_image}]
     entries += [{"step": "older", "accuracy": [0.9], "gain": {"mean": -0.05, "interval95": None}}]
+    entries += [{"step": "all steps together", "gain": {"mean": 0.05, "interval95": [0.0, 0.1]} | by_image}]
     utils.print_ladder(entries)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[1] == ["start", "85.00%"] and lines[3] == ["older", "90.00%", "-5.00", "one", "fold"]
