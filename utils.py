@@ -782,11 +782,8 @@ def plot_network(title, parts, colour, frozen=0):
     for number, (name, shape) in enumerate(parts):
         height = shape[0] / tallest if len(shape) == 3 else 0.04
         width = 0.35 + 0.06 * shape[-1] ** 0.5
-        axis.add_patch(
-            plt.Rectangle(
-                (left, -height / 2), width, height, color="#CCCCCC" if number <= frozen else colour, ec="black"
-            )
-        )
+        fill = "#CCCCCC" if number <= frozen else colour
+        axis.add_patch(plt.Rectangle((left, -height / 2), width, height, color=fill, ec="black"))
         axis.text(left + width / 2, 0.56, name, ha="center", va="bottom", fontsize=9)
         axis.text(left + width / 2, -0.56, "×".join(map(str, shape)), ha="center", va="top", fontsize=9)
         left += width + 0.75
@@ -795,16 +792,14 @@ def plot_network(title, parts, colour, frozen=0):
     return figure
 
 
-def plot_curves(axis, history, measure, colour, factor=1):
-    """Draw a measure of a Keras history by epoch on an axis, training dashed and validation solid.
-
-    measure: "loss" or "accuracy"; factor: what its values are multiplied by, 100 for percent.
-    """
+def plot_curves(axis, history, measure, colour):
+    """Draw a measure of a Keras history, "loss" or "accuracy", by epoch on an axis: training dashed, validation solid."""
+    factor, label = (100, "accuracy (%)") if measure == "accuracy" else (1, "loss (cross-entropy)")
+    axis.set(xlabel="epoch", ylabel=label)
     for key, style, label in ((measure, "--", "training"), (f"val_{measure}", "-", "validation")):
         values = factor * np.array(history[key])
         axis.plot(range(1, len(values) + 1), values, style, color=colour, label=label)
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.set(xlabel="epoch", ylabel="accuracy (%)" if measure == "accuracy" else "loss (cross-entropy)")
 
 
 def plot_histories(histories):
@@ -812,9 +807,8 @@ def plot_histories(histories):
     rows = len(histories)
     figure, axes = plt.subplots(rows, 2, figsize=(9, 0.4 + 2.8 * rows), squeeze=False)
     for row, (name, history) in zip(axes, histories.items()):
-        plot_curves(row[0], history, "loss", COLOURS[name])
-        plot_curves(row[1], history, "accuracy", COLOURS[name], factor=100)
-        for axis in row:
+        for axis, measure in zip(row, ("loss", "accuracy")):
+            plot_curves(axis, history, measure, COLOURS[name])
             axis.set(title=LABELS[name])
     axes[0, 0].legend()
     return figure

@@ -4,9 +4,9 @@ import os
 import shutil
 
 import pytest
+from helpers import PATIENCE
 from playwright.sync_api import expect, sync_playwright
 
-PATIENCE = 120_000  # milliseconds: a busy machine takes long to load a model or to start a kernel, and is no mistake
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import utils
 from scripts.run_study import NOTEBOOKS
 
+PATIENCE = 120_000  # milliseconds: a busy machine takes long to load a model or to start a kernel, and is no mistake
+
 
 def some_images(n, classes=10, seed=0):
     """Return n random images (n, 32, 32, 3) uint8, and labels that take turns."""

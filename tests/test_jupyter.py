@@ -9,7 +9,7 @@ import urllib.request
 
 import nbformat
 import pytest
-from helpers import NOTEBOOKS, copy_project
+from helpers import NOTEBOOKS, PATIENCE, copy_project
 from playwright.sync_api import expect
 
 from service.bench import free_port
@@ -59,7 +59,7 @@ def lab(browser, tmp_path_factory):
 @pytest.fixture
 def tab(browser, lab):
     page = browser.new_page(viewport={"width": 1300, "height": 1000})
-    page.set_default_timeout(120_000)
+    page.set_default_timeout(PATIENCE)
     yield page
     page.close()
 
