@@ -1,28 +1,21 @@
 # `make` alone lists the commands.
-.PHONY: help run test lab experiment figures seeds ladder controls finetuning bench export site serve bench-serve fuzz check-results lint lock metal
+.PHONY: help run test lab experiments figures export site serve bench-serve fuzz lint lock metal
 
 help:
 	@echo 'make run          the whole study, from the data to the table of the README'
-	@echo 'make test         unit tests, and every notebook in the quick profile'
+	@echo 'make test         unit tests, and every number that the notebooks print'
 	@echo 'make lab          Jupyter'
-	@echo 'make experiment   what changes of parameters are worth:'
-	@echo '                  make experiment MODEL=vgg16_transfer SET="hidden_units=64,128 dropout=0.3"'
-	@echo 'make figures      the table of the README and the figures of notebook 04, from results/'
-	@echo 'make seeds        five training runs of each model; SEEDS="0 1 2" for others'
-	@echo 'make ladder       what each step of notebooks 02 and 03 is worth, by cross-validation'
-	@echo 'make controls     fewer images, random convolutions, no label smoothing: what notebooks 03, 04 and 06 show'
-	@echo 'make finetuning   what it gains to train block 4 of VGG16 as well, for notebooks 03 and 04'
-	@echo 'make bench        what the study costs on this machine'
+	@echo 'make figures      the table and the figures of the README, from results/'
+	@echo 'make experiments  other seeds, fewer images, no label smoothing: all of scripts/experiments.yaml'
 	@echo 'make export       the model that the service runs, from that of the study'
 	@echo 'make site         the website in site/public: this study, and its model in the browser; needs npm'
 	@echo 'make serve        the service, and the website if it is built, on 127.0.0.1:8000'
 	@echo 'make bench-serve  how fast the service answers on this machine'
 	@echo 'make fuzz         the service under damaged photos; FUZZ=3000 of them'
-	@echo 'make check-results  whether the committed results, notebooks and README belong together'
 	@echo 'make lint         ruff: mistakes and layout, notebooks too'
 	@echo 'make lock         uv.lock and the requirements from pyproject.toml; UPGRADE=--upgrade for the newest'
 	@echo
-	@echo 'experiment, seeds, ladder, controls and finetuning take WORKERS=2 (processes) or DASK=tcp://SCHEDULER:8786 (a cluster).'
+	@echo 'make experiments takes NAMES="cnn_seeds vgg16_seeds", WORKERS=2 (runs at a time) or DASK=tcp://SCHEDULER:8786.'
 	@echo 'Packages go to .venv and .venv-serve here. Another Python: make PYTHON=/path/to/python run'
 
 # The newest Python of those supported that can make a virtual environment, or the one that PYTHON names.
@@ -42,10 +35,7 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 SERVE := .venv-serve/bin
 PIP := -m pip install --quiet --disable-pip-version-check
-SEEDS ?= 0 1 2 3 4
 FUZZ ?= 3000
-# Sweeps in several processes (WORKERS=2) or on a Dask cluster (DASK=tcp://scheduler:8786).
-SPREAD = $(if $(WORKERS),--workers $(WORKERS)) $(if $(DASK),--dask $(DASK))
 # uv trusts the certificates that the system trusts, as pip does.
 export UV_SYSTEM_CERTS := 1
 
@@ -53,35 +43,16 @@ run: .venv/ready metal
 	$(BIN)/python scripts/run_study.py
 
 test: .venv/ready-test .venv-serve/ready $(if $(shell sh -c 'command -v npm'),site/node_modules/ready)
-	rm -rf scratch
-	SHIP_TRUCK_PROFILE=quick SHIP_TRUCK_SERVE=$(SERVE)/python $(BIN)/python -m pytest \
-		--numprocesses auto --maxprocesses 4
+	SHIP_TRUCK_SERVE=$(SERVE)/python $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 lab: .venv/ready metal
 	$(BIN)/jupyter lab notebooks
 
-experiment: .venv/ready$(if $(DASK),-cluster) metal
-	$(BIN)/python scripts/sweep.py experiment "$(MODEL)" "$(SET)" $(SPREAD)
-
 figures: .venv/ready
 	$(BIN)/python scripts/run_study.py 04
 
-seeds: .venv/ready$(if $(DASK),-cluster) metal
-	$(BIN)/python scripts/sweep.py seeds --seeds $(SEEDS) $(SPREAD)
-	$(BIN)/python scripts/run_study.py 04 05
-
-ladder: .venv/ready$(if $(DASK),-cluster) metal
-	$(BIN)/python scripts/sweep.py ladder $(SPREAD)
-
-controls: .venv/ready$(if $(DASK),-cluster) metal
-	$(BIN)/python scripts/sweep.py controls $(SPREAD)
-
-finetuning: .venv/ready$(if $(DASK),-cluster) metal
-	$(BIN)/python scripts/sweep.py finetuning $(SPREAD)
-
-bench: .venv/ready metal
-	$(BIN)/python scripts/benchmark.py
-	$(BIN)/python scripts/run_study.py 04
+experiments: .venv/ready$(if $(DASK),-cluster) metal
+	$(BIN)/python scripts/experiments.py $(NAMES) $(if $(WORKERS),--workers $(WORKERS)) $(if $(DASK),--dask $(DASK))
 
 export: .venv/ready-export
 	$(BIN)/python service/export.py
@@ -99,9 +70,6 @@ bench-serve: .venv/ready-bench .venv-serve/ready
 # The property-based test of the service, at length.
 fuzz: .venv/ready-test
 	SHIP_TRUCK_FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/test_service.py -k damaged_photos
-
-check-results: .venv/ready
-	$(BIN)/python scripts/check_results.py
 
 lint: .venv/ready-lint
 	$(BIN)/ruff check

@@ -1,14 +1,15 @@
-"""What all tests share, in tests/ and notebooks/ alike, however they are started: the quick profile above all."""
+"""What all tests share, in tests/ and notebooks/ alike: notebooks load what was trained, and write to a temporary folder."""
 
 import contextlib
 import hashlib
 import os
+import shutil
 import subprocess
+import tempfile
 
-# Before utils is imported, here or in a notebook's kernel. In the full profile a test would train for minutes and
-# overwrite what a full run made.
-os.environ["SHIP_TRUCK_PROFILE"] = "quick"
-os.environ.pop("SHIP_TRUCK_OUTPUT", None)
+# Before utils is imported, here or in a notebook's kernel.
+os.environ["SHIP_TRUCK_TRAIN"] = "0"
+os.environ["SHIP_TRUCK_OUTPUT"] = tempfile.mkdtemp(prefix="ship_truck_")
 
 import pytest
 
@@ -17,20 +18,10 @@ import utils
 
 @pytest.hookimpl(optionalhook=True)  # xdist comes with `make test` only
 def pytest_xdist_make_scheduler(config, log):
-    """Let each file stay with one worker, and all notebooks, which need each other, with one, in their order."""
-    from xdist.scheduler import LoadScopeScheduling
+    """Let each file stay with one worker: the cells of a notebook need each other."""
+    from xdist.scheduler import LoadFileScheduling
 
-    class ByFile(LoadScopeScheduling):
-        def _split_scope(self, nodeid):
-            file = nodeid.split("::")[0]
-            return "notebooks" if file.endswith(".ipynb") else file
-
-    return ByFile(config, log)
-
-
-def pytest_collection_modifyitems(items):
-    """Put the notebooks first, which take longest."""
-    items.sort(key=lambda item: item.path.suffix != ".ipynb")
+    return LoadFileScheduling(config, log)
 
 
 def repository_state():
@@ -49,6 +40,7 @@ def pytest_sessionstart(session):
 
 
 def pytest_sessionfinish(session):
+    shutil.rmtree(os.environ["SHIP_TRUCK_OUTPUT"], ignore_errors=True)
     if hasattr(session.config, "workerinput"):
         return
     state = repository_state()
@@ -61,5 +53,4 @@ def pytest_sessionfinish(session):
 def output(tmp_path, monkeypatch):
     """Send everything that a run writes into a temporary folder."""
     monkeypatch.setattr(utils, "OUTPUT", tmp_path)
-    monkeypatch.setattr(utils, "CACHE", tmp_path / "cache")
     return tmp_path

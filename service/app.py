@@ -24,7 +24,7 @@ from flask import Flask, g, jsonify, redirect, request, send_from_directory
 from werkzeug import exceptions
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import photo
+from service import photo
 
 SERVICE = Path(__file__).resolve().parent
 WEBSITE = SERVICE.parent / "site" / "public"

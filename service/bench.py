@@ -35,7 +35,7 @@ ROUNDS = 10  # in which each photo is sent once
 def jpeg_photos(count=50):
     """Return that many test images as the bytes of 640x480 JPEG files."""
     photos = []
-    for image in utils.load_images(utils.DATA / "ship_truck.npz")[2][:count]:
+    for image in utils.load_images()[2][:count]:
         buffer = BytesIO()
         Image.fromarray(image).resize((640, 480), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
         photos.append(buffer.getvalue())

@@ -1,6 +1,6 @@
 """Write service/model.onnx, with which the service answers without TensorFlow: `make export`.
 
-The model is `utils.serving_model`. Then the file is compared with what the notebooks found, image by image; the
+The model is that of service/serving.py. Then the file is compared with what the notebooks found, image by image; the
 differences go to results/export.json, and notebook 08 shows them.
 """
 
@@ -13,6 +13,7 @@ import onnxruntime
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
+from service.serving import serving_model
 
 PATH = utils.OUTPUT / "service" / "model.onnx"
 OUTPUTS = ("probability", "strangeness", "places")
@@ -40,7 +41,7 @@ def run(path, images):
         batches = [session.run(OUTPUTS, {"image": images[start : start + 100]}) for start in range(0, len(images), 100)]
     except Exception as error:  # ONNX Runtime's own exceptions share no other base
         way_back = "delete it, and `make export` makes it anew"
-        raise ValueError(f"{utils.relative(path)} can't be run ({str(error).splitlines()[0]}); {way_back}") from error
+        raise ValueError(f"{path.name} can't be run ({str(error).splitlines()[0]}); {way_back}") from error
     return {name: np.concatenate(parts) for name, parts in zip(OUTPUTS, zip(*batches, strict=True), strict=True)}
 
 
@@ -48,7 +49,7 @@ def is_up_to_date(model):
     """Whether the file there gives the same answers already: 20 MB that say the same are not written anew."""
     if not PATH.is_file():
         return False
-    images = utils.load_training_images()[0][:50]
+    images = utils.load_images()[0][:50]
     try:
         there = run(PATH, images)
     except ValueError as error:
@@ -71,12 +72,12 @@ def write(model):
 
 def compare(model):
     """Return how far the exported model is from the Keras model, and from what notebook 07 refused."""
-    images, _ = utils.load_test_images()
-    strangers = utils.load_images(utils.DATA / "other_classes.npz")[2][:: utils.full_or_quick(1, 25)]
-    results, refused = utils.load_results("vgg16_transfer"), utils.load_results("strangers")["refused"]
-    temperature = utils.load_results("calibration")["temperature"]["vgg16_transfer"]
+    _, _, images, _ = utils.load_images()
+    strangers = utils.load_images(utils.ROOT / "data" / "other_classes.npz")[2]
+    refused = utils.load_result("strangers")["refused"]
+    temperature = utils.load_result("calibration")["temperature"]["vgg16_transfer"]
     there, sample = run(PATH, images), images[:200]
-    p = results["probability"]["test"].astype("float64")
+    p = np.array(utils.load_result("vgg16_transfer")["probability"]["test"]).clip(1e-7, 1 - 1e-7)
     calibrated = 1 / (1 + (1 / p - 1) ** (1 / temperature))
     places = model.predict(sample, verbose=0)["places"]
     differences = {
@@ -88,7 +89,6 @@ def compare(model):
         "other classes": (run(PATH, strangers)["strangeness"], refused["other test"]),
     }
     return {
-        "made_from": {"vgg16_transfer": results["run"]},
         "largest_difference": {name: {"value": float(np.abs(d).max()), "n": n} for name, (d, n) in differences.items()},
         "refused": {
             name: {"exported": int((strangeness > 0).sum()), "notebook": notebook, "n": len(strangeness)}
@@ -98,15 +98,15 @@ def compare(model):
 
 
 def main():
-    utils.start_tensorflow()
-    model = utils.serving_model()
+    utils.load_tensorflow()
+    model = serving_model()
     if is_up_to_date(model):
-        print(f"{utils.relative(PATH)} is up to date")
+        print(f"{PATH.name} is up to date")
     else:
         write(model)
-        print(f"{utils.relative(PATH)}: {PATH.stat().st_size / 1e6:.1f} MB")
+        print(f"{PATH.name}: {PATH.stat().st_size / 1e6:.1f} MB")
     compared = compare(model)
-    utils.save_results("export", compared)
+    utils.save_result("export", **compared)
     for name, difference in compared["largest_difference"].items():
         print("{} differs by at most {value:.0e} over {n:,} test images".format(name, **difference))
     for name, refused in compared["refused"].items():

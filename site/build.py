@@ -172,8 +172,8 @@ def write_demo(folder):
 
 def write_examples(folder):
     """Write the images that a visitor can try, and examples.json, which lists them."""
-    _, _, x, y = utils.load_images(utils.DATA / "ship_truck.npz")
-    _, _, others, kinds = utils.load_images(utils.DATA / "other_classes.npz")
+    _, _, x, y = utils.load_images()
+    _, _, others, kinds = utils.load_images(utils.ROOT / "data" / "other_classes.npz")
     horse = others[kinds == kinds.max()][0]
     photographs = load_sample_images()
     numbers = np.concatenate([np.flatnonzero(y == label)[:3] for label in (0, 1)])
@@ -202,7 +202,7 @@ def main():
     new.rename(public)
     size = sum(path.stat().st_size for path in public.rglob("*") if path.is_file())
     print(
-        f"{utils.relative(public)}: {size / 1e6:.0f} MB; `make serve` shows it on http://127.0.0.1:8000/site/index.html"
+        f"{public.relative_to(utils.ROOT).as_posix()}: {size / 1e6:.0f} MB; `make serve` shows it on http://127.0.0.1:8000/site/index.html"
     )
 
 

@@ -1,5 +1,5 @@
-// From a photo to an answer in the browser: the JavaScript twin of photo.py and service/app.py.
-// A photo is decoded by the browser, reduced as photo.py does it, and given to the model that the service runs.
+// From a photo to an answer in the browser: the JavaScript twin of service/photo.py and service/app.py.
+// A photo is decoded by the browser, reduced as service/photo.py does it, and given to the model that the service runs.
 
 const SIZE = 32, LONG_SIDE = 1024, TILE = 2048;  // pixels
 const at = id => document.getElementById(id);
@@ -56,7 +56,7 @@ async function start() {
   at("drop").hidden = false;
 }
 
-// --- From a photo to 32x32 pixels, as photo.py does it ------------------------
+// --- From a photo to 32x32 pixels, as service/photo.py does it ------------------------
 
 // Return {width, height, pixels} of a photo, RGB bytes, on white where it is transparent; blocks of a large one averaged.
 async function readPhoto(file) {

@@ -1,15 +1,23 @@
-"""What several test files share: images, a notebook's definitions, copies of the project."""
-
-import shutil
-import subprocess
+"""What several test files share: images, the notebooks, what one of them defines."""
 
 import nbformat
 import numpy as np
 
 import utils
-from scripts.run_study import NOTEBOOKS
 
-PATIENCE = 120_000  # milliseconds: a busy machine takes long to load a model or to start a kernel, and is no mistake
+PATIENCE = 120_000  # milliseconds: a busy machine takes long to load a model, and that is no mistake
+NAMES = (
+    "01_data_extraction",
+    "02_three_block_cnn",
+    "03_vgg16_transfer_learning",
+    "04_learning_curves",
+    "05_luck_and_leaks",
+    "06_confidence_and_errors",
+    "07_strangers_and_damage",
+    "08_photographs",
+    "09_the_last_percent",
+)
+NOTEBOOKS = [utils.ROOT / "notebooks" / f"{name}.ipynb" for name in NAMES]  # the study's; a reader may add others
 
 
 def some_images(n, classes=10, seed=0):
@@ -30,21 +38,3 @@ def defined_in(number, *names, **already):
             exec(cell.source, already)
     assert set(names) <= already.keys(), f"{path.name} defines no {set(names) - already.keys()}"
     return already
-
-
-def git(folder, *command):
-    command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false", *command]
-    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
-
-
-def copy_project(folder):
-    """Copy notebooks, scripts, results and README into a folder, with a link to the data, and commit all; return it."""
-    folder.mkdir()
-    for name in ("utils.py", "photo.py", "README.md", ".gitignore"):
-        shutil.copy(utils.ROOT / name, folder)
-    for name in ("notebooks", "scripts", "results"):
-        shutil.copytree(utils.ROOT / name, folder / name, ignore=shutil.ignore_patterns("runs", "__pycache__", ".*"))
-    (folder / "data").symlink_to(utils.ROOT / "data")
-    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "as it was"]):
-        git(folder, *command)
-    return folder

@@ -23,9 +23,9 @@ OTHER_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog",
 def images_of(name):
     """Return CIFAR-10's test images of a class, (n, 32, 32, 3) uint8."""
     if name in OTHER_CLASSES:
-        x, y = utils.load_images(utils.DATA / "other_classes.npz")[2:]
+        x, y = utils.load_images(utils.ROOT / "data" / "other_classes.npz")[2:]
         return x[y == OTHER_CLASSES.index(name)]
-    x, y = utils.load_images(utils.DATA / "ship_truck.npz")[2:]
+    x, y = utils.load_images()[2:]
     return x[y == ("ship", "truck").index(name)]
 
 

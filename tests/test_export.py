@@ -1,8 +1,5 @@
 """Tests of the model that serves: the same numbers as its parts, and what `make export` does with the file."""
 
-import contextlib
-import io
-
 import keras
 import numpy as np
 import pytest
@@ -10,33 +7,19 @@ from helpers import some_images
 
 import utils
 from service import export
+from service.serving import serving_model
 
 COMMITTED = utils.ROOT / "service" / "model.onnx"
 
 
 @pytest.fixture(scope="module")
 def images():
-    return utils.load_images(utils.DATA / "ship_truck.npz")[2][:40]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def of_one_run():
-    """Results of another run than the exported model's are no fault of the code: `make check-results` lists them."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        made_from = [
-            utils.load_results(name, utils.ROOT / "results")["made_from"]
-            for name in ("calibration", "strangers", "export")
-        ]
-        run = utils.load_results("vgg16_transfer", utils.ROOT / "results")["run"]
-    if any(runs["vgg16_transfer"] != run for runs in made_from):
-        pytest.skip("models/ and service/model.onnx are of different runs: see `make check-results`")
+    return utils.load_images()[2][:40]
 
 
 @pytest.fixture(scope="module")
 def model():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(utils, "OUTPUT", utils.ROOT)
-        return utils.serving_model()
+    return serving_model()
 
 
 def test_the_exported_model_answers_as_the_committed_models_do(model, images):
@@ -47,30 +30,15 @@ def test_the_exported_model_answers_as_the_committed_models_do(model, images):
     assert np.abs(there["places"] - here["places"]).mean() < 1e-3
 
 
-def test_the_serving_model_equals_its_parts(model, images, monkeypatch):
-    monkeypatch.setattr(utils, "OUTPUT", utils.ROOT)
+def test_the_serving_model_equals_its_parts(model, images):
     outputs = model.predict(images, verbose=0)
     p = utils.load_vgg16_transfer().predict(images, verbose=0).astype("float64")
-    logits = np.log(p / (1 - p)) / utils.load_results("calibration")["temperature"]["vgg16_transfer"]
+    logits = np.log(p / (1 - p)) / utils.load_result("calibration")["temperature"]["vgg16_transfer"]
     assert np.abs(outputs["probability"] - 1 / (1 + np.exp(-logits))).max() < 1e-4
-    settings = utils.load_results("vgg16_transfer")["settings"]
-    base = utils.load_vgg16(policy="float32")
-    extractor = utils.vgg16_extractor(base, settings["image_size"], settings["layer"], settings["grid"])
-    views = [extractor.predict(x.astype("float32"), verbose=0) for x in (images, images[:, :, ::-1])]
+    extractor = utils.vgg16_extractor()
+    views = [extractor.predict(x, verbose=0) for x in (images, images[:, :, ::-1])]
     strangeness = utils.load_model("neither").predict(sum(views) / 2, verbose=0)
     assert np.abs(outputs["strangeness"] - strangeness).max() < 1e-2
-
-
-@pytest.mark.parametrize("name, notebook", [("calibration", "06"), ("strangers", "07")])
-def test_what_was_fitted_for_another_run_is_not_served(name, notebook, monkeypatch):
-    load = utils.load_results
-    monkeypatch.setattr(utils, "OUTPUT", utils.ROOT)
-    other = {"made_from": {"vgg16_transfer": "another"}}
-    monkeypatch.setattr(
-        utils, "load_results", lambda asked, folder=None: load(asked) | (other if asked == name else {})
-    )
-    with pytest.raises(ValueError, match=f"what notebook {notebook} fitted is for another run of notebook 03: run"):
-        utils.serving_model()
 
 
 @pytest.mark.parametrize("damaged", [b"", b"not a model"])

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageCms
 from service_helpers import chunk, encode, images_of, jpeg_in_scans, png, tiff_in_strips
 
-import photo
+from service import photo
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from service_helpers import encode, images_of, png, running_server
 
-import photo
 import utils
-from service import app
+from service import app, photo
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 WHOLE = {form: encode(images_of("ship")[0].repeat(3, axis=0), form) for form in FORMATS}
