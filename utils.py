@@ -216,7 +216,9 @@ def load_tensorflow():
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)  # some notes ignore the log level
     try:
-        import tensorflow  # noqa: F401
+        import tensorflow
+
+        tensorflow.get_logger().setLevel("ERROR")  # it warns of graphs built anew, which is meant here
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
@@ -261,7 +263,8 @@ def vgg16_extractor(image_size=64, layer="block4_pool"):
 
     inputs = keras.Input((32, 32, 3))
     x = keras.layers.Resizing(image_size, image_size)(inputs)
-    x = keras.applications.vgg16.preprocess_input(x)
+    # As a layer its constants are a part of each graph that is made of it; otherwise an export to ONNX would ask for them.
+    x = keras.layers.Lambda(keras.applications.vgg16.preprocess_input, name="preprocess")(x)
     weights = ROOT / "data" / "vgg16_imagenet_notop.weights.h5"
     base = keras.applications.VGG16(include_top=False, weights=str(weights), input_tensor=x)
     outputs = keras.layers.Flatten(dtype="float32")(base.get_layer(layer).output)

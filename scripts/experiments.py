@@ -107,7 +107,7 @@ def collect(experiment):
     for parameters in combinations(experiment["parameters"]):
         for result, runs in found.items():
             path = folder_of(experiment["notebook"], parameters) / "results" / f"{result}.json"
-            runs.append({"parameters": parameters} | json.loads(path.read_text(encoding="utf-8")))
+            runs.append(json.loads(path.read_text(encoding="utf-8")) | {"parameters": parameters})
     return found
 
 

@@ -20,7 +20,7 @@ def small(tmp_path, monkeypatch):
             "import json, os, pathlib\n"
             "folder = pathlib.Path(os.environ['SHIP_TRUCK_OUTPUT']) / 'results'\n"
             "folder.mkdir()\n"
-            "(folder / 'doubled.json').write_text(json.dumps({'n': 2 * n, 'among': pathlib.Path.cwd().name}))"
+            "(folder / 'doubled.json').write_text(json.dumps({'n': 2 * n, 'parameters': 7, 'among': pathlib.Path.cwd().name}))"
         ),
     ]
     (tmp_path / "results").mkdir()
