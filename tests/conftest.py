@@ -1,4 +1,4 @@
-"""A real browser, for the tests of the service's page and of JupyterLab."""
+"""A real browser, for the tests of the website."""
 
 import os
 import shutil
