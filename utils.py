@@ -31,6 +31,7 @@ LABELS = {
 }
 # Okabe & Ito's colour-blind safe palette
 COLOURS = {"original_network": "#D55E00", "three_block_cnn": "#0072B2", "vgg16_transfer": "#009E73"}
+PACKAGES = ("tensorflow", "keras", "numpy", "scikit-learn")  # whose versions can change a result
 # Of the arrays in each data file, however the file packs them
 SHA256 = {
     "ship_truck.npz": "3f50be9c42b0478864cda7b2d9fad4555e57c6d7521080a8ad5fe49ffd84e6a7",
@@ -102,6 +103,11 @@ def plot_images(images, titles=None, columns=10, size=0.9):
 # --- Scores ----------------------------------------------------------------------------------
 
 
+def confidence(probability):
+    """Return the probability that a model gives to its own answer, 0.5 to 1."""
+    return np.maximum(probability, 1 - probability)
+
+
 def score(y, probability):
     """Return {"accuracy", "n", "interval95"}: the share classified correctly at 0.5, with its 95 % interval.
 
@@ -168,7 +174,7 @@ def plot_errors(x, y, probability, most=20):
     """Draw misclassified images, the most confident errors first, titled with the wrong answer and its probability;
     return the figure."""
     probability = np.ravel(probability)
-    stated = np.maximum(probability, 1 - probability)
+    stated = confidence(probability)
     wrong = np.flatnonzero((probability >= 0.5) != y)
     wrong = wrong[np.argsort(-stated[wrong], kind="stable")][:most]
     return plot_images(x[wrong], [f"{CLASS_NAMES[1 - y[i]]}? {stated[i]:.2f}" for i in wrong])
@@ -273,6 +279,19 @@ def vgg16_extractor(image_size=64, layer="block4_pool"):
     return extractor
 
 
+def centre_and_spread(features):
+    """Return mean and standard deviation of each feature (n, d), to standardise by; a hundredth of the mean deviation is
+    added to it, so that a feature that is nearly always 0 does not count most."""
+    spread = features.std(axis=0)
+    return features.mean(axis=0), spread + 0.01 * spread.mean()
+
+
+def save_model(model, name):
+    """Write models/NAME.keras, all of it or nothing."""
+    with atomic_write(OUTPUT / "models" / f"{name}.keras") as temporary:
+        model.save(temporary)
+
+
 def load_model(name):
     """Load models/NAME.keras as it was saved. Raises FileNotFoundError where it is missing."""
     import keras
@@ -324,8 +343,7 @@ def machine():
         "instructions": instructions,
         "cores": os.cpu_count(),
         "precision": precision(),
-        "versions": {"python": platform.python_version()}
-        | {package: version(package) for package in ("tensorflow", "keras", "numpy", "scikit-learn")},
+        "versions": {"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
         "commit": git.stdout.strip() or None,
     }
 

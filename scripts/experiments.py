@@ -25,7 +25,10 @@ import joblib
 import nbformat
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import utils
+
+ROOT = utils.ROOT
 FOLDER = ROOT / "cache" / "experiments"
 
 
@@ -55,7 +58,7 @@ def folder_of(name, parameters):
     """Return where the run of a notebook with some parameters is kept."""
     cells = without_lesson(ROOT / "notebooks" / f"{name}.ipynb").cells
     code = [cell.source for cell in cells if cell.cell_type == "code"]
-    versions = [version(package) for package in ("tensorflow", "keras", "numpy", "scikit-learn")]
+    versions = [version(package) for package in utils.PACKAGES]
     key = hashlib.sha256(json.dumps([code, parameters, versions], sort_keys=True).encode()).hexdigest()
     return FOLDER / f"{name}_{key[:16]}"
 
@@ -132,7 +135,8 @@ def main():
     for name, experiment in experiments.items():
         path = ROOT / "results" / f"{name}.json"
         lines = ",\n".join(f'"{result}": {json.dumps(found)}' for result, found in collect(experiment).items())
-        path.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
+        with utils.atomic_write(path) as temporary:
+            temporary.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
         print(path.relative_to(ROOT), flush=True)
 
 
