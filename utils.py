@@ -4,11 +4,13 @@ Images are uint8 RGB arrays (n, 32, 32, 3) with values 0 to 255, labels uint8 (n
 probability is that of "truck", 0 to 1. TensorFlow takes seconds to load, so only the functions that need it import it.
 """
 
+import ast
 import contextlib
 import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import zipfile
 from importlib.metadata import version
@@ -22,6 +24,11 @@ from sklearn.model_selection import train_test_split
 
 ROOT = Path(__file__).resolve().parent
 OUTPUT = Path(os.environ.get("SHIP_TRUCK_OUTPUT", ROOT))  # where results, models and figures are written
+if not os.access(OUTPUT, os.W_OK):
+    raise PermissionError(
+        f"nothing can be written to {OUTPUT}, where the notebooks keep what they find; copy the repository to a folder of"
+        " your own, or set SHIP_TRUCK_OUTPUT to one that is there"
+    )
 TRAIN = os.environ.get("SHIP_TRUCK_TRAIN", "1") != "0"  # 0: load what the last run kept instead of computing it
 CLASS_NAMES = ("ship", "truck")
 LABELS = {
@@ -32,11 +39,34 @@ LABELS = {
 # Okabe & Ito's colour-blind safe palette
 COLOURS = {"original_network": "#D55E00", "three_block_cnn": "#0072B2", "vgg16_transfer": "#009E73"}
 PACKAGES = ("tensorflow", "keras", "numpy", "scikit-learn")  # whose versions can change a result
+WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text in quotes"}
+WAY_BACK = "`git checkout -- {}` restores it in a clone, otherwise take it from a fresh copy"
 # Of the arrays in each data file, however the file packs them
 SHA256 = {
     "ship_truck.npz": "3f50be9c42b0478864cda7b2d9fad4555e57c6d7521080a8ad5fe49ffd84e6a7",
     "other_classes.npz": "bb87212b0ea6ffecf8b7d39b4aa75677ccfea5d439a58af28480f3a63c2a6b08",
 }
+
+
+def check_parameters(variables, **ranges):
+    """Refuse parameters that a notebook can't use: of another type than annotated, outside their range, or unknown to it.
+
+    variables: the notebook's globals(); its cell of parameters annotates their types. ranges: name=(lowest, highest).
+    Papermill puts what its command line says into a cell of its own, and passes as text what it can't read otherwise.
+    Raises ValueError, which names all of them.
+    """
+    kinds = variables["__annotations__"]
+    papermill = next((cell for cell in reversed(variables.get("In", [])) if cell.startswith("# Parameters\n")), "")
+    given = {target.id for statement in ast.parse(papermill).body for target in statement.targets}
+    problems = [f"there is no {name}, only {', '.join(kinds)}" for name in sorted(given - kinds.keys())]
+    for name, kind in kinds.items():
+        value, (lowest, highest) = variables[name], ranges.get(name, (None, None))
+        fits = type(value) is kind or (kind is float and type(value) is int)
+        if not fits or (name in ranges and not lowest <= value <= highest):
+            within = f" from {lowest:,} to {highest:,}" if name in ranges else ""
+            problems.append(f"{name} is {value!r}; expected {WORDS[kind]}{within}")
+    if problems:
+        raise ValueError("; ".join(problems))
 
 
 # --- Images ----------------------------------------------------------------------------------
@@ -57,16 +87,16 @@ def load_images(path=ROOT / "data" / "ship_truck.npz"):
     the file is missing or damaged, or holds other images.
     """
     path = Path(path)
-    way_back = f"Restore it with `git checkout -- data/{path.name}`, or rebuild it as notebook 01 shows."
+    way_back = f"{WAY_BACK.format(f'data/{path.name}')}, or rebuild it as notebook 01 shows"
     if not path.is_file():
-        raise FileNotFoundError(f"data/{path.name} is missing. {way_back}")
+        raise FileNotFoundError(f"data/{path.name} is missing: {way_back}")
     try:
         with np.load(path) as file:
             arrays = [file[name] for name in ("x_train", "y_train", "x_test", "y_test")]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"data/{path.name} is damaged ({error}). {way_back}") from None
+        raise ValueError(f"data/{path.name} is damaged ({error}): {way_back}") from None
     if sha256(arrays) != SHA256[path.name]:
-        raise ValueError(f"data/{path.name} holds other images than those of the study. {way_back}")
+        raise ValueError(f"data/{path.name} holds other images than those of the study: {way_back}")
     return arrays
 
 
@@ -296,12 +326,7 @@ def load_model(name):
     """Load models/NAME.keras as it was saved. Raises FileNotFoundError where it is missing."""
     import keras
 
-    path = ROOT / "models" / f"{name}.keras"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"models/{path.name} is missing: `git checkout -- models`, or run the notebook with train"
-        )
-    return keras.saving.load_model(path, compile=False)
+    return keras.saving.load_model(kept(f"models/{name}.keras"), compile=False)
 
 
 def load_vgg16_transfer():
@@ -309,7 +334,8 @@ def load_vgg16_transfer():
     its extractor and the head in models/vgg16_head.keras, the mean of the logits for an image and its mirror image."""
     import keras
 
-    extractor, head = vgg16_extractor(), load_model("vgg16_head")
+    extractor = vgg16_extractor(load_result("vgg16_transfer")["settings"]["image_size"])
+    head = load_model("vgg16_head")
     images = keras.Input((32, 32, 3), name="image")
     logits = (head(extractor(images)) + head(extractor(keras.ops.flip(images, axis=2)))) / 2
     return keras.Model(images, keras.ops.sigmoid(logits), name="vgg16_transfer")
@@ -330,6 +356,15 @@ def atomic_write(path):
         temporary.unlink(missing_ok=True)
 
 
+def kept(name):
+    """Return the path of a result or model: that of OUTPUT if there is one, otherwise that of the repository. Raises
+    FileNotFoundError where both are missing."""
+    paths = [folder / name for folder in (OUTPUT, ROOT) if (folder / name).is_file()]
+    if not paths:
+        raise FileNotFoundError(f"{name} is missing: {WAY_BACK.format(name)}; `make run` makes it anew")
+    return paths[0]
+
+
 def machine():
     """Return where a result comes from: processor, its instructions that matter here, precision, versions, commit."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -337,14 +372,17 @@ def machine():
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
     instructions = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    commit = None
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+        commit = git.stdout.strip() or None
     return {
         "processor": names[0] if names else platform.processor() or platform.machine(),
         "instructions": instructions,
         "cores": os.cpu_count(),
         "precision": precision(),
         "versions": {"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
-        "commit": git.stdout.strip() or None,
+        "commit": commit,
     }
 
 
@@ -366,13 +404,13 @@ def save_result(name, **result):
 
 def load_result(name):
     """Return results/NAME.json as a dict. Raises FileNotFoundError, or ValueError where it is no JSON."""
-    path, way_back = ROOT / "results" / f"{name}.json", "`git checkout -- results` restores it"
-    if not path.is_file():
-        raise FileNotFoundError(f"results/{path.name} is missing: {way_back}, `make run` makes it anew")
+    path = kept(f"results/{name}.json")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"results/{path.name} is damaged ({error}): {way_back}") from None
+        raise ValueError(
+            f"results/{path.name} is damaged ({error}): {WAY_BACK.format(f'results/{path.name}')}"
+        ) from None
 
 
 def save_figure(figure, name):

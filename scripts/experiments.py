@@ -11,6 +11,7 @@ parameters and the versions of the packages that compute.
 """
 
 import argparse
+import ast
 import hashlib
 import itertools
 import json
@@ -27,6 +28,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
+from scripts.run_study import alone
 
 ROOT = utils.ROOT
 FOLDER = ROOT / "cache" / "experiments"
@@ -57,7 +59,7 @@ def without_lesson(path):
 def folder_of(name, parameters):
     """Return where the run of a notebook with some parameters is kept."""
     cells = without_lesson(ROOT / "notebooks" / f"{name}.ipynb").cells
-    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    code = [ast.dump(ast.parse(cell.source)) for cell in cells if cell.cell_type == "code"]  # comments don't count
     versions = [version(package) for package in utils.PACKAGES]
     key = hashlib.sha256(json.dumps([code, parameters, versions], sort_keys=True).encode()).hexdigest()
     return FOLDER / f"{name}_{key[:16]}"
@@ -129,7 +131,8 @@ def main():
         for parameters in combinations(experiment["parameters"])
     ]
     try:
-        execute_all(runs, arguments.workers, arguments.dask)
+        with alone():
+            execute_all(runs, arguments.workers, arguments.dask)
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from here")
     for name, experiment in experiments.items():

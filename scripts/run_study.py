@@ -4,11 +4,13 @@
 has run to its end, and only whole. The exit status is 1 where an accuracy lies outside what the seeds allow.
 """
 
+import contextlib
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import filelock
 import joblib
 import nbformat
 import numpy as np
@@ -17,9 +19,21 @@ from nbclient import NotebookClient
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
 
-# Each stage needs those before it. 02 and 03 have the machine to themselves, since their times are results. Others, a
-# reader's own, come last.
-STAGES = (("02",), ("03",), ("07", "06", "05", "04", "01", "09"), ("08",))
+# Each stage needs those before it. 02 and 03 have the machine to themselves, since their times are results.
+STAGES = (
+    ("02_three_block_cnn",),
+    ("03_vgg16_transfer_learning",),
+    (
+        "07_strangers_and_damage",
+        "06_confidence_and_errors",
+        "05_luck_and_leaks",
+        "04_learning_curves",
+        "01_data_extraction",
+        "09_the_last_percent",
+    ),
+    ("08_photographs",),
+)
+NOTEBOOKS = sorted(utils.ROOT / "notebooks" / f"{name}.ipynb" for name in sum(STAGES, ()))  # of the study
 SEEDS = {"original_network": "cnn_seeds", "three_block_cnn": "cnn_seeds", "vgg16_transfer": "vgg16_seeds"}
 
 
@@ -53,12 +67,21 @@ def execute(path):
     print(f"{path.stem}: done in {time.monotonic() - started:.0f} s", flush=True)
 
 
+@contextlib.contextmanager
+def alone():
+    """Keep a second run out of this folder, whose results would mix with ours. Ends the program where one is under way."""
+    try:
+        with filelock.FileLock(utils.ROOT / "cache" / "running.lock", timeout=0):
+            yield
+    except filelock.Timeout:
+        sys.exit("another run is under way in this folder; wait until it has ended, or work in a second clone")
+
+
 def execute_all(paths):
     """Execute notebooks stage by stage, two at a time, each in a process of its own. Ends the program after a stage in
     which some failed, with their names."""
-    stages = [[path for number in stage for path in paths if path.name.startswith(number)] for stage in STAGES]
-    stages += [[path] for path in paths if path not in sum(stages, [])]
-    for stage in stages:
+    for stage in STAGES:
+        stage = [path for name in stage for path in paths if path.stem == name]
         commands = [[sys.executable, __file__, "--execute", path] for path in stage]
         parallel = joblib.Parallel(n_jobs=2, backend="threading")  # a thread only waits for its process
         done = parallel(joblib.delayed(subprocess.run)(command) for command in commands)
@@ -99,12 +122,12 @@ def main():
         execute(Path(sys.argv[2]))
         return
     beginnings = tuple(sys.argv[1:] or [""])
-    notebooks = sorted((utils.ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    chosen = [path for path in notebooks if path.name.startswith(beginnings)]
+    chosen = [path for path in NOTEBOOKS if path.name.startswith(beginnings)]
     if not chosen:
-        names = ", ".join(path.stem for path in notebooks)
-        sys.exit(f"no notebook begins with {' or '.join(beginnings)}; there are {names}")
-    execute_all(chosen)
+        names = ", ".join(path.stem for path in NOTEBOOKS)
+        sys.exit(f"no notebook of the study begins with {' or '.join(beginnings)}; there are {names}")
+    with alone():
+        execute_all(chosen)
     results = {name: utils.load_result(name) for name in SEEDS}
     outside = compare(results, {name: utils.load_result(file)[name] for name, file in SEEDS.items()})
     if outside:

@@ -31,8 +31,7 @@ SITE = Path(__file__).resolve().parent
 ROOT = SITE.parent
 sys.path.insert(0, str(ROOT))
 import utils  # noqa: E402
-
-NOTEBOOKS = sorted((utils.ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+from scripts.run_study import NOTEBOOKS  # noqa: E402
 
 RUNTIME = SITE / "node_modules" / "onnxruntime-web"
 RUNTIME_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")

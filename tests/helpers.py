@@ -3,21 +3,9 @@
 import nbformat
 import numpy as np
 
-import utils
+from scripts.run_study import NOTEBOOKS
 
 PATIENCE = 120_000  # milliseconds: a busy machine takes long to load a model, and that is no mistake
-NAMES = (
-    "01_data_extraction",
-    "02_three_block_cnn",
-    "03_vgg16_transfer_learning",
-    "04_learning_curves",
-    "05_luck_and_leaks",
-    "06_confidence_and_errors",
-    "07_strangers_and_damage",
-    "08_photographs",
-    "09_the_last_percent",
-)
-NOTEBOOKS = [utils.ROOT / "notebooks" / f"{name}.ipynb" for name in NAMES]  # the study's; a reader may add others
 
 
 def some_images(n, classes=10, seed=0):

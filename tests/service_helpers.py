@@ -37,6 +37,10 @@ def encode(image, form="PNG", **options):
     return buffer.getvalue()
 
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+WHOLE = {form: encode(images_of("ship")[0].repeat(3, axis=0), form) for form in FORMATS}  # an undamaged file of each
+
+
 def large_photo(image, size=(640, 480)):
     """Return a test image enlarged to the size of a photo."""
     return Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
