@@ -245,7 +245,8 @@ def plot_scores(rows, title, share_of="classified correctly"):
 
 
 def load_tensorflow():
-    """Load TensorFlow without its start-up notes, which would stand in red under the first cell."""
+    """Load TensorFlow without its start-up notes, which would stand in red under the first cell, and without the tuner of
+    its input queue: at the end of an epoch TensorFlow 2.21 often waits for it, as long again as the epoch took."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Without oneDNN the CNN took three times as long to train on a processor without AVX-512 (AMD Zen 3).
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -254,7 +255,12 @@ def load_tensorflow():
     try:
         import tensorflow
 
+        from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
+
         tensorflow.get_logger().setLevel("ERROR")  # it warns of graphs built anew, which is meant here
+        queue, options = ArrayDataAdapter.get_tf_dataset, tensorflow.data.Options()
+        options.autotune.enabled = False
+        ArrayDataAdapter.get_tf_dataset = lambda arrays: queue(arrays).with_options(options)
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
