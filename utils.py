@@ -254,7 +254,6 @@ def load_tensorflow():
     os.dup2(nowhere, 2)  # some notes ignore the log level
     try:
         import tensorflow
-
         from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 
         tensorflow.get_logger().setLevel("ERROR")  # it warns of graphs built anew, which is meant here
