@@ -43,7 +43,7 @@ def test_one_notebook_is_tested_alone_in_a_copy_without_git(copy):
 
 
 def test_a_notebook_of_one_s_own_is_neither_tested_nor_judged(copy):
-    assert "mine" not in run(copy, "pytest", "--collect-only", "--quiet").stdout
+    assert "mine" not in run(copy, "pytest", "--collect-only", "--quiet", "--ignore=tests").stdout
     for arguments in (["check"], ["format", "--check"]):
         done = run(copy, "ruff", *arguments, "--no-cache")
         assert done.returncode == 0, done.stdout
