@@ -291,7 +291,8 @@ def predict_once(model, x):
     path = ROOT / "cache" / f"{model.name}_{len(x)}_{sha256(depends_on)[:20]}.npy"
     if not path.is_file():
         with atomic_write(path) as temporary:
-            np.save(temporary, model.predict(x, batch_size=100).astype("float16"))
+            verbose = "auto" if len(x) > 2000 else 0  # progress, where it takes more than some seconds
+            np.save(temporary, model.predict(x, batch_size=100, verbose=verbose).astype("float16"))
     return np.load(path)
 
 
