@@ -57,7 +57,7 @@ def check_parameters(variables, **ranges):
     """
     kinds = variables["__annotations__"]
     papermill = next((cell for cell in reversed(variables.get("In", [])) if cell.startswith("# Parameters\n")), "")
-    given = {target.id for statement in ast.parse(papermill).body for target in statement.targets}
+    given = {node.id for node in ast.walk(ast.parse(papermill)) if isinstance(getattr(node, "ctx", None), ast.Store)}
     problems = [f"there is no {name}, only {', '.join(kinds)}" for name in sorted(given - kinds.keys())]
     for name, kind in kinds.items():
         value, (lowest, highest) = variables[name], ranges.get(name, (None, None))
