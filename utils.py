@@ -55,9 +55,10 @@ def check_parameters(variables, **ranges):
     Papermill puts what its command line says into a cell of its own, and passes as text what it can't read otherwise.
     Raises ValueError, which names all of them.
     """
-    kinds = variables["__annotations__"]
+    kinds = {name: kind for name, kind in variables.get("__annotations__", {}).items() if kind in WORDS.keys()}
     papermill = next((cell for cell in reversed(variables.get("In", [])) if cell.startswith("# Parameters\n")), "")
-    given = {node.id for node in ast.walk(ast.parse(papermill)) if isinstance(getattr(node, "ctx", None), ast.Store)}
+    names = [node for node in ast.walk(ast.parse(papermill)) if isinstance(node, ast.Name)]
+    given = {node.id for node in names if isinstance(node.ctx, ast.Store)}
     problems = [f"there is no {name}, only {', '.join(kinds)}" for name in sorted(given - kinds.keys())]
     for name, kind in kinds.items():
         value, (lowest, highest) = variables[name], ranges.get(name, (None, None))

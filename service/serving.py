@@ -29,7 +29,7 @@ def serving_model():
     folded.build((None, len(kernel)))
     folded.set_weights([kernel, bias])
 
-    extractor = utils.vgg16_extractor()
+    extractor = utils.vgg16_extractor(utils.load_result("vgg16_transfer")["settings"]["image_size"])
     maps = extractor.layers[-2].output  # before they are flattened
     trunk = keras.Model(extractor.inputs, [maps, extractor.outputs[0]])
     images = keras.Input((32, 32, 3), dtype="uint8", name="image")

@@ -32,6 +32,7 @@ def small(tmp_path, monkeypatch):
     (tmp_path / "scripts" / "experiments.yaml").write_text(yaml.safe_dump(listed))
     monkeypatch.setattr(experiments, "ROOT", tmp_path)
     monkeypatch.setattr(experiments, "FOLDER", tmp_path / "cache")
+    monkeypatch.setattr(experiments.utils, "ROOT", tmp_path)  # whose lock is taken
     return path
 
 
