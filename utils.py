@@ -60,6 +60,7 @@ def check_parameters(variables, **ranges):
     names = [node for node in ast.walk(ast.parse(papermill)) if isinstance(node, ast.Name)]
     given = {node.id for node in names if isinstance(node.ctx, ast.Store)}
     problems = [f"there is no {name}, only {', '.join(kinds)}" for name in sorted(given - kinds.keys())]
+    problems += [f"{name} has lost its type; write it as in `seed: int = 0`" for name in ranges if name not in kinds]
     for name, kind in kinds.items():
         value, (lowest, highest) = variables[name], ranges.get(name, (None, None))
         fits = type(value) is kind or (kind is float and type(value) is int)
