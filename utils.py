@@ -102,14 +102,14 @@ def load_images(path=ROOT / "data" / "ship_truck.npz"):
     return arrays
 
 
-def split_indices(y, validation_fraction=0.1):
-    """Return (training, validation): indices into y, drawn once and for all, with as many ships as trucks in each."""
-    return train_test_split(np.arange(len(y)), test_size=validation_fraction, stratify=y, random_state=0)
+def split_indices(y, seed=0):
+    """Return (training, validation): indices into y, nine tenths and one tenth, with as many ships as trucks in each."""
+    return train_test_split(np.arange(len(y)), test_size=0.1, stratify=y, random_state=seed)
 
 
-def split(x, y):
-    """Return (x_train, y_train, x_validation, y_validation): nine tenths and one tenth, by split_indices()."""
-    training, validation = split_indices(y)
+def split(x, y, seed=0):
+    """Return (x_train, y_train, x_validation, y_validation), by split_indices()."""
+    training, validation = split_indices(y, seed)
     return x[training], y[training], x[validation], y[validation]
 
 

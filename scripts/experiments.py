@@ -12,6 +12,7 @@ parameters and the versions of the packages that compute.
 
 import argparse
 import ast
+import functools
 import hashlib
 import itertools
 import json
@@ -25,6 +26,7 @@ from pathlib import Path
 import joblib
 import nbformat
 import yaml
+from IPython.core.inputtransformer2 import TransformerManager
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
@@ -56,12 +58,19 @@ def without_lesson(path):
     return notebook
 
 
+@functools.cache
+def code_of(name):
+    """Return a checksum of the code of a notebook's runs; comments, layout and cells that only teach don't count."""
+    cells = without_lesson(ROOT / "notebooks" / f"{name}.ipynb").cells
+    sources = [TransformerManager().transform_cell(cell.source) for cell in cells if cell.cell_type == "code"]
+    code = "\n".join(ast.unparse(ast.parse(source)) for source in sources)
+    return hashlib.sha256(code.encode()).hexdigest()[:16]
+
+
 def folder_of(name, parameters):
     """Return where the run of a notebook with some parameters is kept."""
-    cells = without_lesson(ROOT / "notebooks" / f"{name}.ipynb").cells
-    code = [ast.dump(ast.parse(cell.source)) for cell in cells if cell.cell_type == "code"]  # comments don't count
     versions = [version(package) for package in utils.PACKAGES]
-    key = hashlib.sha256(json.dumps([code, parameters, versions], sort_keys=True).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([code_of(name), parameters, versions], sort_keys=True).encode()).hexdigest()
     return FOLDER / f"{name}_{key[:16]}"
 
 
