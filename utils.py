@@ -6,6 +6,7 @@ probability is that of "truck", 0 to 1. TensorFlow takes seconds to load, so onl
 
 import ast
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
+import filelock
 import matplotlib.pyplot as plt
 import numpy as np
 from scipy.stats import binomtest
@@ -23,13 +25,18 @@ from sklearn.metrics import ConfusionMatrixDisplay
 from sklearn.model_selection import train_test_split
 
 ROOT = Path(__file__).resolve().parent
-OUTPUT = Path(os.environ.get("SHIP_TRUCK_OUTPUT", ROOT))  # where results, models and figures are written
+OUTPUT = Path(os.environ.get("SHIP_TRUCK_OUTPUT") or ROOT).resolve()  # where results, models and figures are written
+if "SHIP_TRUCK_OUTPUT" in os.environ:
+    os.environ["SHIP_TRUCK_OUTPUT"] = str(OUTPUT)  # for what is started from here in another folder
 if not os.access(OUTPUT, os.W_OK):
     raise PermissionError(
         f"nothing can be written to {OUTPUT}, where the notebooks keep what they find; copy the repository to a folder of"
         " your own, or set SHIP_TRUCK_OUTPUT to one that is there"
     )
-TRAIN = os.environ.get("SHIP_TRUCK_TRAIN", "1") != "0"  # 0: load what the last run kept instead of computing it
+CACHE = (ROOT if os.access(ROOT, os.W_OK) else OUTPUT) / "cache"  # what can be computed again
+if os.environ.get("SHIP_TRUCK_TRAIN", "1") not in ("0", "1"):
+    raise ValueError(f"SHIP_TRUCK_TRAIN is {os.environ['SHIP_TRUCK_TRAIN']!r}; set it to 0 or 1, or unset it")
+TRAIN = os.environ.get("SHIP_TRUCK_TRAIN") != "0"  # 0: load what the last run kept instead of computing it
 CLASS_NAMES = ("ship", "truck")
 LABELS = {
     "original_network": "original network",
@@ -95,7 +102,7 @@ def load_images(path=ROOT / "data" / "ship_truck.npz"):
     try:
         with np.load(path) as file:
             arrays = [file[name] for name in ("x_train", "y_train", "x_test", "y_test")]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"data/{path.name} is damaged ({error}): {way_back}") from None
     if sha256(arrays) != SHA256[path.name]:
         raise ValueError(f"data/{path.name} holds other images than those of the study: {way_back}")
@@ -246,9 +253,11 @@ def plot_scores(rows, title, share_of="classified correctly"):
 # --- TensorFlow ------------------------------------------------------------------------------
 
 
+@functools.cache  # once, also where a reader runs the first cell again
 def load_tensorflow():
     """Load TensorFlow without its start-up notes, which would stand in red under the first cell, and without the tuner of
     its input queue: at the end of an epoch TensorFlow 2.21 often waits for it, as long again as the epoch took."""
+    os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Without oneDNN the CNN took three times as long to train on a processor without AVX-512 (AMD Zen 3).
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -290,11 +299,13 @@ def predict_once(model, x):
     The file's name is a checksum of the images, of the weights, and of what the model makes of the first eight images.
     """
     depends_on = [x, model.predict(x[:8], verbose=0), *model.get_weights()]
-    path = ROOT / "cache" / f"{model.name}_{len(x)}_{sha256(depends_on)[:20]}.npy"
-    if not path.is_file():
-        with atomic_write(path) as temporary:
-            verbose = "auto" if len(x) > 2000 else 0  # progress, where it takes more than some seconds
-            np.save(temporary, model.predict(x, batch_size=100, verbose=verbose).astype("float16"))
+    path = CACHE / f"{model.name}_{len(x)}_{sha256(depends_on)[:20]}.npy"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(path.with_suffix(".lock")):  # a second notebook that needs the same waits for the first
+        if not path.is_file():
+            with atomic_write(path) as temporary:
+                verbose = "auto" if len(x) > 2000 else 0  # progress, where it takes more than some seconds
+                np.save(temporary, model.predict(x, batch_size=100, verbose=verbose).astype("float16"))
     return np.load(path)
 
 
@@ -309,7 +320,7 @@ def vgg16_extractor(image_size=64, layer="block4_pool"):
     x = keras.layers.Resizing(image_size, image_size)(inputs)
     # As a layer its constants are a part of each graph that is made of it; otherwise an export to ONNX would ask for them.
     x = keras.layers.Lambda(keras.applications.vgg16.preprocess_input, name="preprocess")(x)
-    weights = ROOT / "data" / "vgg16_imagenet_notop.weights.h5"
+    weights = kept("data/vgg16_imagenet_notop.weights.h5")
     base = keras.applications.VGG16(include_top=False, weights=str(weights), input_tensor=x)
     outputs = keras.layers.Flatten(dtype="float32")(base.get_layer(layer).output)
     extractor = keras.Model(inputs, outputs, name=f"vgg16_{layer}_{image_size}px")
@@ -331,10 +342,13 @@ def save_model(model, name):
 
 
 def load_model(name):
-    """Load models/NAME.keras as it was saved. Raises FileNotFoundError where it is missing."""
+    """Load models/NAME.keras as it was saved. Raises FileNotFoundError, or ValueError where it is no such file."""
     import keras
 
-    return keras.saving.load_model(kept(f"models/{name}.keras"), compile=False)
+    path = kept(f"models/{name}.keras")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"models/{path.name} is damaged: {WAY_BACK.format(f'models/{path.name}')}")
+    return keras.saving.load_model(path, compile=False)
 
 
 def load_vgg16_transfer():
@@ -365,11 +379,11 @@ def atomic_write(path):
 
 
 def kept(name):
-    """Return the path of a result or model: that of OUTPUT if there is one, otherwise that of the repository. Raises
+    """Return the path of a file: that in OUTPUT if there is one, otherwise that in the repository. Raises
     FileNotFoundError where both are missing."""
     paths = [folder / name for folder in (OUTPUT, ROOT) if (folder / name).is_file()]
     if not paths:
-        raise FileNotFoundError(f"{name} is missing: {WAY_BACK.format(name)}; `make run` makes it anew")
+        raise FileNotFoundError(f"{name} is missing: {WAY_BACK.format(name)}")
     return paths[0]
 
 

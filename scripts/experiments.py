@@ -1,9 +1,10 @@
-"""Execute notebooks 02 and 03 many times with other parameters: `make experiments`.
+"""Execute notebooks 02, 03 and 09 many times with other parameters: `make experiments`.
 
     python scripts/experiments.py                          all of scripts/experiments.yaml
     python scripts/experiments.py cnn_seeds vgg16_seeds    some of it
     python scripts/experiments.py --workers 2              so many runs at a time
     python scripts/experiments.py --dask tcp://host:8786   on a Dask cluster whose workers see this folder
+    python scripts/experiments.py --check                  fail if results/ is not of one processor and of today's code
 
 Papermill executes each run, without the cells tagged "lesson", into a folder in cache/experiments/. A run that is there
 already is not done again, so the command can be stopped and started again. A run is known by its notebook's code, its
@@ -33,7 +34,7 @@ import utils
 from scripts.run_study import alone
 
 ROOT = utils.ROOT
-FOLDER = ROOT / "cache" / "experiments"
+FOLDER = utils.CACHE / "experiments"
 
 
 def read_list(names):
@@ -51,6 +52,7 @@ def combinations(parameters):
     return [dict(zip(parameters, chosen)) for chosen in itertools.product(*values)]
 
 
+@functools.cache  # what is executed is what the checksum was taken of, also where somebody edits it meanwhile
 def without_lesson(path):
     """Return a notebook without the cells that only teach."""
     notebook = nbformat.read(path, as_version=4)
@@ -116,13 +118,42 @@ def execute_all(runs, workers, dask):
 
 
 def collect(experiment):
-    """Return what the runs of an experiment left: {result: [its JSON, with the parameters]}."""
-    found = {result: [] for result in experiment["keeps"]}
+    """Return what the runs of an experiment left: {"code": its checksum, result: [its JSON, with the parameters]}."""
+    found = {"code": code_of(experiment["notebook"])} | {result: [] for result in experiment["keeps"]}
     for parameters in combinations(experiment["parameters"]):
-        for result, runs in found.items():
-            path = folder_of(experiment["notebook"], parameters) / "results" / f"{result}.json"
-            runs.append(json.loads(path.read_text(encoding="utf-8")) | {"parameters": parameters})
+        folder = folder_of(experiment["notebook"], parameters)
+        for result in experiment["keeps"]:
+            left = json.loads((folder / "results" / f"{result}.json").read_text(encoding="utf-8"))
+            found[result].append(left | {"parameters": parameters})
     return found
+
+
+def machines(result):
+    """Return (processor, instructions) of all that a result, or a part of one, says of its machine."""
+    if isinstance(result, list):
+        return set().union(*map(machines, result))
+    if not isinstance(result, dict):
+        return set()
+    if isinstance(result.get("machine"), dict):
+        return {(result["machine"]["processor"], *result["machine"]["instructions"])}
+    return set().union(*map(machines, result.values()))
+
+
+def check(experiments):
+    """Print what keeps results/ from being one study; end the program with an error if there is anything."""
+    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "results").glob("*.json")}
+    problems = [f"{name}.json is missing" for name in experiments if name not in results]
+    problems += [
+        f"{name}.json comes from other code than stands in {experiment['notebook']}"
+        for name, experiment in experiments.items()
+        if name in results and results[name].get("code") != code_of(experiment["notebook"])
+    ]
+    processors = {name: machines(result) for name, result in sorted(results.items())}
+    if len(set().union(*processors.values())) > 1:
+        problems += [f"{name}.json: {', '.join(map(' '.join, found))}" for name, found in processors.items() if found]
+    if problems:
+        sys.exit("results/ is not of one processor and of today's code:\n" + "\n".join(problems))
+    print(f"{len(results)} results, of one processor and of the code that stands")
 
 
 def main():
@@ -132,8 +163,11 @@ def main():
     )
     parser.add_argument("--workers", type=int, default=1, help="runs at a time on this machine")
     parser.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster")
+    parser.add_argument("--check", action="store_true", help="run nothing")
     arguments = parser.parse_args()
     experiments = read_list(arguments.names)
+    if arguments.check:
+        return check(experiments)
     runs = [
         (experiment["notebook"], parameters)
         for experiment in experiments.values()

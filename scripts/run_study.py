@@ -70,8 +70,9 @@ def execute(path):
 @contextlib.contextmanager
 def alone():
     """Keep a second run out of this folder, whose results would mix with ours. Ends the program where one is under way."""
+    utils.CACHE.mkdir(parents=True, exist_ok=True)
     try:
-        with filelock.FileLock(utils.ROOT / "cache" / "running.lock", timeout=0):
+        with filelock.FileLock(utils.CACHE / "running.lock", timeout=0):
             yield
     except filelock.Timeout:
         sys.exit("another run is under way in this folder; wait until it has ended, or work in a second clone")
@@ -126,8 +127,11 @@ def main():
     if not chosen:
         names = ", ".join(path.stem for path in NOTEBOOKS)
         sys.exit(f"no notebook of the study begins with {' or '.join(beginnings)}; there are {names}")
-    with alone():
-        execute_all(chosen)
+    try:
+        with alone():
+            execute_all(chosen)
+    except KeyboardInterrupt:
+        sys.exit("stopped; the notebooks that had ended are written, the others are as they were")
     results = {name: utils.load_result(name) for name in SEEDS}
     outside = compare(results, {name: utils.load_result(file)[name] for name, file in SEEDS.items()})
     if outside:

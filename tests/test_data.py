@@ -39,6 +39,7 @@ def changed_pixel(path):
     [
         (lambda path: path.write_bytes(OTHERS.read_bytes()[:-1]), "is damaged"),
         (lambda path: path.write_bytes(b"text"), "is damaged"),
+        (lambda path: path.write_bytes(b""), "is damaged"),
         (lambda path: np.savez(path, x_train=np.zeros(3)), "is damaged.*y_train"),
         (changed_pixel, "holds other images"),
     ],

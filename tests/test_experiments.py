@@ -32,7 +32,9 @@ def small(tmp_path, monkeypatch):
     (tmp_path / "scripts" / "experiments.yaml").write_text(yaml.safe_dump(listed))
     monkeypatch.setattr(experiments, "ROOT", tmp_path)
     monkeypatch.setattr(experiments, "FOLDER", tmp_path / "cache")
-    monkeypatch.setattr(experiments.utils, "ROOT", tmp_path)  # whose lock is taken
+    monkeypatch.setattr(experiments.utils, "CACHE", tmp_path / "cache")  # whose lock is taken
+    experiments.code_of.cache_clear()
+    experiments.without_lesson.cache_clear()
     return path
 
 
@@ -57,9 +59,13 @@ def test_other_code_is_another_run_and_other_prose_is_not(small):
     notebook.cells.append(nbformat.v4.new_markdown_cell("Prose."))
     notebook.cells[1].source = "raise ValueError('teaches otherwise')"
     nbformat.write(notebook, small)
+    experiments.code_of.cache_clear()
+    experiments.without_lesson.cache_clear()
     assert experiments.folder_of("05_small", {"n": 1}) == before != experiments.folder_of("05_small", {"n": 2})
-    notebook.cells[2].source += "\nn += 1"
+    notebook.cells[2].source += "\n%time n += 1"
     nbformat.write(notebook, small)
+    experiments.code_of.cache_clear()
+    experiments.without_lesson.cache_clear()
     assert experiments.folder_of("05_small", {"n": 1}) != before
 
 
@@ -87,3 +93,24 @@ def test_the_list_names_parameters_that_the_notebooks_have():
     for experiment in experiments.read_list([]).values():
         path = experiments.ROOT / "notebooks" / f"{experiment['notebook']}.ipynb"
         assert experiment["parameters"].keys() <= papermill.inspect_notebook(path).keys()
+
+
+def test_the_check_finds_other_code_other_processors_and_what_is_missing(small, monkeypatch, capsys):
+    results = small.parents[1] / "results"
+    listed = experiments.read_list([])
+
+    def write(code, *processors):
+        runs = [{"machine": {"processor": name, "instructions": ["avx2"]}} for name in processors]
+        (results / "doubling.json").write_text(json.dumps({"code": code, "doubled": runs}))
+
+    with pytest.raises(SystemExit, match="doubling.json is missing"):
+        experiments.check(listed)
+    write("0123", "A", "A")
+    with pytest.raises(SystemExit, match="other code than stands in 05_small"):
+        experiments.check(listed)
+    write(experiments.code_of("05_small"), "A", "B")
+    with pytest.raises(SystemExit, match="A avx2, B avx2|B avx2, A avx2"):
+        experiments.check(listed)
+    write(experiments.code_of("05_small"), "A", "A")
+    experiments.check(listed)
+    assert "1 results, of one processor" in capsys.readouterr().out

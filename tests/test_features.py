@@ -15,7 +15,7 @@ WEIGHTS = utils.ROOT / "data" / "vgg16_imagenet_notop.weights.h5"
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An empty cache/."""
-    monkeypatch.setattr(utils, "ROOT", tmp_path)
+    monkeypatch.setattr(utils, "CACHE", tmp_path / "cache")
     return tmp_path / "cache"
 
 

@@ -83,11 +83,11 @@ def test_a_folder_that_can_t_be_written_to_is_said_at_once():
 
 
 def test_a_second_run_is_kept_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_study.utils, "ROOT", tmp_path)
+    monkeypatch.setattr(run_study.utils, "CACHE", tmp_path)
     with run_study.alone():
         pass
     with (
-        filelock.FileLock(tmp_path / "cache" / "running.lock"),
+        filelock.FileLock(tmp_path / "running.lock"),
         pytest.raises(SystemExit, match="another run is under way"),
     ):
         with run_study.alone():

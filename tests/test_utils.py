@@ -42,6 +42,34 @@ def test_tensorflow_loads_without_a_word_and_stderr_is_as_before():
     assert done.stderr == "still here\n"
 
 
+def test_tensorflow_s_tuner_is_off_however_often_the_first_cell_is_run():
+    from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
+
+    utils.load_tensorflow()
+    patched = ArrayDataAdapter.get_tf_dataset
+    utils.load_tensorflow()
+    assert ArrayDataAdapter.get_tf_dataset is patched
+    assert ArrayDataAdapter(np.zeros((4, 1))).get_tf_dataset().options().autotune.enabled is False
+
+
+def test_settings_of_the_environment_are_checked_and_a_relative_folder_is_made_absolute(tmp_path):
+    for name, value, said in (("OUTPUT", tmp_path.name, str(tmp_path)), ("TRAIN", "false", "set it to 0 or 1")):
+        code = "import utils, os; print(os.environ['SHIP_TRUCK_OUTPUT'])"
+        environment = os.environ | {f"SHIP_TRUCK_{name}": value, "PYTHONPATH": str(utils.ROOT)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path.parent, env=environment, capture_output=True, text=True
+        )
+        assert said in done.stdout + done.stderr
+
+
+def test_a_damaged_model_names_the_way_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(utils, "OUTPUT", tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "some.keras").write_bytes(b"PK")
+    with pytest.raises(ValueError, match="models/some.keras is damaged: `git checkout"):
+        utils.load_model("some")
+
+
 def test_score_is_wilson():
     # 81 of 263: the worked example of Newcombe (1998), Wilson without continuity correction.
     result = utils.score(np.ones(263), np.r_[np.ones(81), np.zeros(182)])
