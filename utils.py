@@ -20,6 +20,7 @@ from pathlib import Path
 import filelock
 import matplotlib.pyplot as plt
 import numpy as np
+from scipy.special import expit, logit
 from scipy.stats import binomtest
 from sklearn.metrics import ConfusionMatrixDisplay
 from sklearn.model_selection import train_test_split
@@ -196,6 +197,14 @@ def resampled_accuracies(correct, draws):
         images = random.integers(0, correct[0].shape[1], correct[0].shape[1])
         draw[:] = [runs[random.integers(0, len(runs), len(runs))][:, images].mean() for runs in correct]
     return accuracies
+
+
+def ensemble(probabilities):
+    """Return the answers (n,), 0 to 1, of an ensemble: the mean of its members' logits, again as a probability.
+
+    probabilities: (members, n), 0 to 1; those of 0 and 1 are moved by a millionth, since their logits are infinite.
+    """
+    return expit(logit(np.clip(probabilities, 1e-6, 1 - 1e-6)).mean(axis=0))
 
 
 def plot_confusion(y, probability):

@@ -52,6 +52,12 @@ def test_tensorflow_s_tuner_is_off_however_often_the_first_cell_is_run():
     assert ArrayDataAdapter(np.zeros((4, 1))).get_tf_dataset().options().autotune.enabled is False
 
 
+def test_an_ensemble_averages_logits_and_bears_certainty():
+    assert utils.ensemble([[0.5, 0.9], [0.5, 0.1]]) == pytest.approx([0.5, 0.5])
+    assert utils.ensemble([[0.9, 1.0], [0.99, 1.0]])[0] == pytest.approx(0.9676, abs=1e-4)
+    assert 0.999 < utils.ensemble([[1.0], [1.0]])[0] < 1
+
+
 def test_settings_of_the_environment_are_checked_and_a_relative_folder_is_made_absolute(tmp_path):
     for name, value, said in (("OUTPUT", tmp_path.name, str(tmp_path)), ("TRAIN", "false", "set it to 0 or 1")):
         code = "import utils, os; print(os.environ['SHIP_TRUCK_OUTPUT'])"
