@@ -75,7 +75,7 @@ def test_stale_predictions_are_never_used(cache, change):
         x[-1, 0, 0, 0] ^= 1
     model = network(units=3 if change == "architecture" else 2, seed=1 if change == "weights" else 0)
     utils.predict_once(model, x)
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.glob("*.npy"))) == 2
 
 
 def test_an_interrupted_prediction_leaves_no_file(cache, monkeypatch):
@@ -85,4 +85,4 @@ def test_an_interrupted_prediction_leaves_no_file(cache, monkeypatch):
     monkeypatch.setattr(np, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         utils.predict_once(network(), some_images(2)[0])
-    assert not list(cache.iterdir())
+    assert not list(cache.glob("*.npy"))
