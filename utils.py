@@ -309,7 +309,6 @@ def predict_once(model, x):
     """
     depends_on = [x, model.predict(x[:8], verbose=0), *model.get_weights()]
     path = CACHE / f"{model.name}_{len(x)}_{sha256(depends_on)[:20]}.npy"
-    path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.with_suffix(".lock")):  # a second notebook that needs the same waits for the first
         if not path.is_file():
             with atomic_write(path) as temporary:
@@ -442,6 +441,15 @@ def load_result(name):
         raise ValueError(
             f"results/{path.name} is damaged ({error}): {WAY_BACK.format(f'results/{path.name}')}"
         ) from None
+
+
+def load_recipes(*experiments):
+    """Return {recipe: {fold: its run}} of some experiments with notebook 09. Raises as load_result()."""
+    runs = {}
+    for experiment in experiments:
+        for run in load_result(experiment)["recipe"]:
+            runs.setdefault(run["parameters"]["recipe"], {})[run["parameters"]["fold"]] = run
+    return runs
 
 
 def save_figure(figure, name):

@@ -52,7 +52,6 @@ def combinations(parameters):
     return [dict(zip(parameters, chosen)) for chosen in itertools.product(*values)]
 
 
-@functools.cache  # what is executed is what the checksum was taken of, also where somebody edits it meanwhile
 def without_lesson(path):
     """Return a notebook without the cells that only teach."""
     notebook = nbformat.read(path, as_version=4)
@@ -60,19 +59,19 @@ def without_lesson(path):
     return notebook
 
 
-@functools.cache
-def code_of(name):
-    """Return a checksum of the code of a notebook's runs; comments, layout and cells that only teach don't count."""
-    cells = without_lesson(ROOT / "notebooks" / f"{name}.ipynb").cells
-    sources = [TransformerManager().transform_cell(cell.source) for cell in cells if cell.cell_type == "code"]
+@functools.cache  # once: what is executed is what the checksum was taken of, also where somebody edits it meanwhile
+def source_of(name):
+    """Return (text, checksum) of a notebook's runs; comments and layout don't change the checksum."""
+    notebook = without_lesson(ROOT / "notebooks" / f"{name}.ipynb")
+    sources = [TransformerManager().transform_cell(cell.source) for cell in notebook.cells if cell.cell_type == "code"]
     code = "\n".join(ast.unparse(ast.parse(source)) for source in sources)
-    return hashlib.sha256(code.encode()).hexdigest()[:16]
+    return nbformat.writes(notebook), hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
 def folder_of(name, parameters):
     """Return where the run of a notebook with some parameters is kept."""
     versions = [version(package) for package in utils.PACKAGES]
-    key = hashlib.sha256(json.dumps([code_of(name), parameters, versions], sort_keys=True).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([source_of(name)[1], parameters, versions], sort_keys=True).encode()).hexdigest()
     return FOLDER / f"{name}_{key[:16]}"
 
 
@@ -80,7 +79,7 @@ def execute(name, parameters, threads):
     """Execute a notebook with some parameters into its folder; return None, or what went wrong."""
     folder = folder_of(name, parameters)
     folder.mkdir(parents=True, exist_ok=True)
-    nbformat.write(without_lesson(ROOT / "notebooks" / f"{name}.ipynb"), folder / "source.ipynb")
+    (folder / "source.ipynb").write_text(source_of(name)[0], encoding="utf-8")
     command = [
         sys.executable,
         "-m",
@@ -119,7 +118,7 @@ def execute_all(runs, workers, dask):
 
 def collect(experiment):
     """Return what the runs of an experiment left: {"code": its checksum, result: [its JSON, with the parameters]}."""
-    found = {"code": code_of(experiment["notebook"])} | {result: [] for result in experiment["keeps"]}
+    found = {"code": source_of(experiment["notebook"])[1]} | {result: [] for result in experiment["keeps"]}
     for parameters in combinations(experiment["parameters"]):
         folder = folder_of(experiment["notebook"], parameters)
         for result in experiment["keeps"]:
@@ -129,14 +128,10 @@ def collect(experiment):
 
 
 def machines(result):
-    """Return (processor, instructions) of all that a result, or a part of one, says of its machine."""
-    if isinstance(result, list):
-        return set().union(*map(machines, result))
-    if not isinstance(result, dict):
-        return set()
-    if isinstance(result.get("machine"), dict):
-        return {(result["machine"]["processor"], *result["machine"]["instructions"])}
-    return set().union(*map(machines, result.values()))
+    """Return (processor, instructions) of all that a result, or the runs in it, say of their machine."""
+    runs = [run for value in result.values() if isinstance(value, list) for run in value if isinstance(run, dict)]
+    found = [each["machine"] for each in (result, *runs) if isinstance(each.get("machine"), dict)]
+    return {(machine["processor"], *machine["instructions"]) for machine in found}
 
 
 def check(experiments):
@@ -146,7 +141,7 @@ def check(experiments):
     problems += [
         f"{name}.json comes from other code than stands in {experiment['notebook']}"
         for name, experiment in experiments.items()
-        if name in results and results[name].get("code") != code_of(experiment["notebook"])
+        if name in results and results[name].get("code") != source_of(experiment["notebook"])[1]
     ]
     processors = {name: machines(result) for name, result in sorted(results.items())}
     if len(set().union(*processors.values())) > 1:

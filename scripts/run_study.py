@@ -70,7 +70,6 @@ def execute(path):
 @contextlib.contextmanager
 def alone():
     """Keep a second run out of this folder, whose results would mix with ours. Ends the program where one is under way."""
-    utils.CACHE.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(utils.CACHE / "running.lock", timeout=0):
             yield

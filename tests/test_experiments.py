@@ -33,8 +33,7 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "ROOT", tmp_path)
     monkeypatch.setattr(experiments, "FOLDER", tmp_path / "cache")
     monkeypatch.setattr(experiments.utils, "CACHE", tmp_path / "cache")  # whose lock is taken
-    experiments.code_of.cache_clear()
-    experiments.without_lesson.cache_clear()
+    experiments.source_of.cache_clear()
     return path
 
 
@@ -59,13 +58,11 @@ def test_other_code_is_another_run_and_other_prose_is_not(small):
     notebook.cells.append(nbformat.v4.new_markdown_cell("Prose."))
     notebook.cells[1].source = "raise ValueError('teaches otherwise')"
     nbformat.write(notebook, small)
-    experiments.code_of.cache_clear()
-    experiments.without_lesson.cache_clear()
+    experiments.source_of.cache_clear()
     assert experiments.folder_of("05_small", {"n": 1}) == before != experiments.folder_of("05_small", {"n": 2})
     notebook.cells[2].source += "\n%time n += 1"
     nbformat.write(notebook, small)
-    experiments.code_of.cache_clear()
-    experiments.without_lesson.cache_clear()
+    experiments.source_of.cache_clear()
     assert experiments.folder_of("05_small", {"n": 1}) != before
 
 
@@ -108,9 +105,9 @@ def test_the_check_finds_other_code_other_processors_and_what_is_missing(small, 
     write("0123", "A", "A")
     with pytest.raises(SystemExit, match="other code than stands in 05_small"):
         experiments.check(listed)
-    write(experiments.code_of("05_small"), "A", "B")
+    write(experiments.source_of("05_small")[1], "A", "B")
     with pytest.raises(SystemExit, match="A avx2, B avx2|B avx2, A avx2"):
         experiments.check(listed)
-    write(experiments.code_of("05_small"), "A", "A")
+    write(experiments.source_of("05_small")[1], "A", "A")
     experiments.check(listed)
     assert "1 results, of one processor" in capsys.readouterr().out

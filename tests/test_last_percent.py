@@ -1,26 +1,24 @@
 """Tests of notebook 09's parts, and of the peer that it compares with."""
 
+import time
+
 import keras
-import nbformat
 import numpy as np
 import pytest
-from helpers import NOTEBOOKS
+import tensorflow as tf
+from helpers import defined_in
 
+import utils
 from scripts import peer
 
 
 @pytest.fixture(scope="module")
 def parts():
-    """What notebook 09 defines, without its lessons; it learns from few images."""
-    cells = nbformat.read(NOTEBOOKS[8], as_version=4).cells
-    before, defined = keras.config.dtype_policy(), {}
-    for cell in cells:
-        if cell.cell_type == "code" and not {"lesson", "nbval-ignore-output"} & set(cell.metadata.get("tags", [])):
-            exec(cell.source, defined)
-    defined["learn"] = defined["learn"][:1000]
-    keras.config.set_dtype_policy("float32")
-    yield defined
-    keras.config.set_dtype_policy(before)
+    """What notebook 09 defines for its networks, which learn from few images here."""
+    x, y, _, _ = utils.load_images()
+    imported = {"keras": keras, "layers": keras.layers, "ops": keras.ops, "np": np, "tf": tf, "time": time}
+    given = {"x": x, "y": y, "learn": np.arange(1000), "fold": 0, "seconds": {"training": 0.0}}
+    return defined_in("09", "fit", "Muon", "last_network", **imported, **given)
 
 
 def test_muon_s_step_keeps_the_directions_and_levels_their_sizes(parts):
