@@ -1,4 +1,4 @@
-"""Execute notebooks 02, 03 and 09 many times with other parameters: `make experiments`.
+"""Execute notebooks 02, 03, 07 and 09 many times with other parameters: `make experiments`.
 
     python scripts/experiments.py                          all of scripts/experiments.yaml
     python scripts/experiments.py cnn_seeds vgg16_seeds    some of it

@@ -24,7 +24,7 @@ STAGES = (
     ("02_three_block_cnn",),
     ("03_vgg16_transfer_learning",),
     (
-        "07_strangers_and_damage",
+        "07_other_and_damaged_images",
         "06_confidence_and_errors",
         "05_luck_and_leaks",
         "04_learning_curves",

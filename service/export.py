@@ -73,8 +73,8 @@ def write(model):
 def compare(model):
     """Return how far the exported model is from the Keras model, and from what notebook 07 refused."""
     _, _, images, _ = utils.load_images()
-    strangers = utils.load_images(utils.ROOT / "data" / "other_classes.npz")[2]
-    refused = utils.load_result("strangers")["refused"]
+    others = utils.load_images(utils.ROOT / "data" / "other_classes.npz")[2]
+    refused = utils.load_result("other_images")["refused"]
     temperature = utils.load_result("calibration")["temperature"]["vgg16_transfer"]
     there, sample = run(PATH, images), images[:200]
     p = np.array(utils.load_result("vgg16_transfer")["probability"]["test"]).clip(1e-7, 1 - 1e-7)
@@ -86,7 +86,7 @@ def compare(model):
     }
     counts = {
         "ships and trucks": (there["strangeness"], refused["test"]),
-        "other classes": (run(PATH, strangers)["strangeness"], refused["other test"]),
+        "other classes": (run(PATH, others)["strangeness"], refused["other test"]),
     }
     return {
         "largest_difference": {name: {"value": float(np.abs(d).max()), "n": n} for name, (d, n) in differences.items()},
