@@ -32,7 +32,8 @@ def test_links_lead_somewhere():
     ]
     pages = {path: path.read_text(encoding="utf-8") for path in cards}
     for path in NOTEBOOKS:
-        pages[path] = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
+        cells = nbformat.read(path, as_version=4).cells
+        pages[path] = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     for path, text in pages.items():
         for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
