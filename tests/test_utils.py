@@ -115,6 +115,13 @@ def test_the_bootstrap_draws_runs_and_images_and_keeps_pairs_together():
     assert (alone[0] == alone[1]).all()  # one run each, and the same images
 
 
+def test_a_lead_is_in_points_and_lies_in_its_interval():
+    correct, other = np.arange(400) < np.array([[396], [392]]), np.arange(400) < np.array([[360], [352], [364]])
+    mean, low, high = utils.lead(correct, other, draws=300)
+    assert mean == pytest.approx(8.833, abs=0.001) and 5 < low < mean < high < 13
+    assert utils.lead(other, correct, draws=300)[0] == -mean
+
+
 def test_seeds_are_given_with_their_spread():
     assert utils.format_seeds([0.9, 0.8]) == "85.00% ± 7.07% (2 seeds)"
 
