@@ -66,7 +66,7 @@ site: site/node_modules/ready .venv/ready-site
 	$(BIN)/python site/build.py
 
 serve: .venv-serve/ready
-	$(SERVE)/python service/app.py
+	$(SERVE)/python -m service
 
 bench-serve: .venv/ready-bench .venv-serve/ready
 	$(BIN)/python service/bench.py $(SERVE)/python

@@ -1,21 +1,19 @@
 """POST /detect: is it a ship or a truck? The service, without TensorFlow; and the website, where `make site` built it.
 
-    python service/app.py                         serves on 127.0.0.1:8000
-    HOST=0.0.0.0 PORT=5000 python service/app.py  serves on all interfaces, port 5000
+    python -m service                         serves on 127.0.0.1:8000
+    HOST=0.0.0.0 PORT=5000 python -m service  serves on all interfaces, port 5000
 
 Nothing of an upload is kept, and the log has only its size and the time it took.
 """
 
 import contextlib
-import ctypes
 import json
 import logging
 import os
-import platform
+import queue
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import onnxruntime
@@ -23,8 +21,8 @@ import waitress
 from flask import Flask, g, jsonify, redirect, request, send_from_directory
 from werkzeug import exceptions
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from service import photo
+from service.fence import Fence
 
 SERVICE = Path(__file__).resolve().parent
 WEBSITE = SERVICE.parent / "site" / "public"
@@ -32,7 +30,7 @@ MAX_BODY = 10_000_000  # bytes of a request
 IN_MEMORY = 65_536  # bytes of a request; the rest of it goes to a temporary file
 THREADS = 16  # that answer requests
 UPLOADS = 12  # that may occupy a thread; the other threads answer the rest of requests, /healthz among them
-AT_ONCE = 2  # uploads that are decoded and classified; the others wait
+AT_ONCE = 2  # uploads that are decoded, each in a process of its own, and classified; the others wait
 PATIENCE = 10  # seconds that an upload waits before it is told that the service is overloaded
 
 MESSAGES = {  # where Flask has words of its own, which say less
@@ -41,15 +39,13 @@ MESSAGES = {  # where Flask has words of its own, which say less
     500: "The service failed at this request. That is its own fault, and stands in its log.",
 }
 OPENAPI = json.loads((SERVICE / "openapi.json").read_text(encoding="utf-8"))
-OUTPUTS = ["probability", "strangeness", "places"]
+OUTPUTS = ["probability", "neither", "places"]
 
 
 def load_model(path=SERVICE / "model.onnx"):
     """Return an ONNX Runtime session of the exported model. Ends the program with a sentence where it can't be used."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # several photos at once make better use of the cores than several threads a photo
-    # One level more would reorder the weights: 40 MB more, and an answer comes a tenth faster.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     way_back = f"restore it with `git checkout -- service/{path.name}`, or make it anew with `make export`"
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -65,49 +61,51 @@ app = Flask(__name__, static_folder=None)
 app.logger.setLevel(logging.INFO)
 session = load_model()
 uploads = threading.BoundedSemaphore(UPLOADS)
-seats = threading.BoundedSemaphore(AT_ONCE)
-# One thread decodes all photos, one after another: that bounds the memory, of which each thread keeps some for itself.
-decoder = ThreadPoolExecutor(1, thread_name_prefix="decoder")
+fence = Fence(AT_ONCE)
 
 
 @contextlib.contextmanager
-def place(semaphore, timeout):
-    """Hold one of a semaphore's places. Raises ServiceUnavailable if none comes free in that many seconds."""
-    if not semaphore.acquire(timeout=timeout):
-        raise exceptions.ServiceUnavailable("Too many photos at the moment; try again in a few seconds.", retry_after=5)
+def place():
+    """Hold a place among the uploads, and a reader of photos, which it yields. Raises ServiceUnavailable."""
+    busy = exceptions.ServiceUnavailable("Too many photos at the moment; try again in a few seconds.", retry_after=5)
+    if not uploads.acquire(timeout=0):
+        raise busy
     try:
-        yield
+        with fence.reader(PATIENCE) as reader:
+            yield reader
+    except queue.Empty:
+        raise busy from None
     finally:
-        semaphore.release()
+        uploads.release()
 
 
 def uploaded_photo():
-    """Return the one photo in the request, a file. Raises BadRequest if there is none or several."""
-    files = request.files.getlist("image")
+    """Return the bytes of the one file in the request, whatever its field is called. Raises BadRequest."""
+    how = "send one photo as a file, as `curl -F image=@photo.jpg` does."
+    try:
+        files = [file for _, file in request.files.items(multi=True)]
+    except exceptions.RequestEntityTooLarge:
+        raise exceptions.BadRequest(f"Found a long text in place of a file; {how}") from None
     if len(files) != 1:
-        raise exceptions.BadRequest(f"Expected one photo in the field 'image', found {len(files)}.")
-    return files[0]
-
-
-def thumbnail_of(file):
-    """Return what the model sees of a photo. The decoder calls this, so that only one photo is in memory at a time."""
-    return photo.to_thumbnail(photo.load_photo(file.read()))
+        texts = f", and the field '{next(iter(request.form))}', which has no file name" if request.form else ""
+        raise exceptions.BadRequest(f"Found {len(files)} files{texts}; {how}")
+    return files[0].read()
 
 
 @app.post("/detect")
 def detect():
     if request.mimetype != "multipart/form-data":
         raise exceptions.UnsupportedMediaType("Send multipart/form-data with a photo in the field 'image'.")
-    with place(uploads, timeout=0), place(seats, timeout=PATIENCE):
+    with place() as reader:
         try:
-            thumbnail = decoder.submit(thumbnail_of, uploaded_photo()).result()
+            thumbnail = reader.thumbnail(uploaded_photo())
         except photo.TooLarge as error:
             raise exceptions.RequestEntityTooLarge(str(error)) from error
         except photo.Unreadable as error:
             raise exceptions.BadRequest(str(error)) from error
-        probability, strangeness, places = session.run(OUTPUTS, {"image": thumbnail[None]})
-    result = photo.answer(probability[0, 0], strangeness[0, 0])
-    if "places" in request.args:
+        probability, neither, places = session.run(OUTPUTS, {"image": thumbnail[None]})
+    result = photo.answer(probability[0, 0], neither[0, 0])
+    if request.args.get("places", "false") in ("", "1", "true"):
         result["places"] = places[0].astype(float).round(3).tolist()
     return jsonify(result)
 
@@ -155,13 +153,6 @@ def finish(response):
     return response
 
 
-def return_freed_memory():
-    """Have glibc return large blocks when they are freed; by default it comes to keep up to 64 MB for each thread."""
-    if platform.libc_ver()[0] == "glibc":
-        M_MMAP_THRESHOLD = -3  # as in malloc.h
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1_000_000)
-
-
 def make_server(host, port):
     """Return the Waitress server of this service, which listens already. Raises OSError or ValueError if it can't."""
     limits = {"threads": THREADS, "max_request_body_size": MAX_BODY, "inbuf_overflow": IN_MEMORY}
@@ -169,7 +160,6 @@ def make_server(host, port):
 
 
 def main():
-    return_freed_memory()
     app.logger.handlers.clear()  # Flask's own would repeat what this one says
     logging.basicConfig(format="%(asctime)s %(message)s")
     host, port = os.environ.get("HOST", "127.0.0.1"), os.environ.get("PORT", "8000")
@@ -179,7 +169,3 @@ def main():
         sys.exit(f"can't listen on {host}, port {port}: {error}; choose others with HOST=127.0.0.1 PORT=8001")
     app.logger.info("ready on http://%s:%s", host, port)
     server.run()
-
-
-if __name__ == "__main__":
-    main()

@@ -12,7 +12,7 @@ import utils
 def serving_model():
     """Return a model from 32x32 RGB images (n, 32, 32, 3) uint8 to a dict of arrays.
 
-    "probability" (n, 1), of truck, with the temperature of notebook 06; "strangeness" (n, 1), above 0 for what is
+    "probability" (n, 1), of truck, with the temperature of notebook 06; "neither" (n, 1), above 0 for what is
     neither; "places" (n, height, width), how much each place of the feature map counts as evidence for the answer, 0 to
     1 (Grad-CAM, Selvaraju et al. 2017).
     """
@@ -45,7 +45,7 @@ def serving_model():
     places = keras.ops.relu(places)
     outputs = {
         "probability": keras.ops.sigmoid(logits / temperature),
-        "strangeness": utils.load_model("neither")(sum(views) / 2),
+        "neither": utils.load_model("neither")(sum(views) / 2),
         "places": places / (keras.ops.max(places, axis=(1, 2), keepdims=True) + 1e-9),
     }
     return keras.Model(images, outputs)

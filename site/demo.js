@@ -136,12 +136,12 @@ function thumbnailOf(photo) {
 
 // --- The answer ---------------------------------------------------------------
 
-// Return {probability (of truck), strangeness (above 0: neither), places, thumbnail} of a photo.
+// Return {probability (of truck), neither (above 0: neither), places, thumbnail} of a photo.
 export async function classify(file) {
   const thumbnail = thumbnailOf(await readPhoto(file));
   const image = new runtime.Tensor("uint8", thumbnail, [1, SIZE, SIZE, 3]);
-  const {probability, strangeness, places} = await session.run({image});
-  return {probability: probability.data[0], strangeness: strangeness.data[0], places, thumbnail};
+  const {probability, neither, places} = await session.run({image});
+  return {probability: probability.data[0], neither: neither.data[0], places, thumbnail};
 }
 
 function say(text, bad = false) {
@@ -163,12 +163,12 @@ function paint(canvas, width, height, colourOf) {
   context.putImageData(pixels, 0, 0);
 }
 
-function show({probability, strangeness, places, thumbnail}, seconds) {
+function show({probability, neither, places, thumbnail}, seconds) {
   const values = {ship: 1 - probability, truck: probability};
   const [name, other] = probability >= 0.5 ? ["Truck", "truck"] : ["Ship", "ship"];
-  say(strangeness > 0 ? "Neither" : `${name}, ${percent(values[other])}`);
+  say(neither > 0 ? "Neither" : `${name}, ${percent(values[other])}`);
   at("reason").textContent =
-    strangeness > 0 ? "This looks like neither a ship nor a truck. If it is one of them, then:" : "";
+    neither > 0 ? "This looks like neither a ship nor a truck. If it is one of them, then:" : "";
   for (const each of ["ship", "truck"]) {
     at(each).value = values[each];
     at(each + "-value").textContent = percent(values[each]);

@@ -4,13 +4,15 @@ import contextlib
 import functools
 import io
 import os
+import re
 import struct
 import subprocess
 import sys
 import threading
 import zlib
+from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageCms
 
 import utils
 from service.bench import free_port
@@ -61,23 +63,45 @@ def png(width, height, bits=8, colours=2, pixels=None, extra=b""):
     return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-def jpeg_in_scans(width, height, scans=3):
-    """Return a sequential JPEG file with a scan for each of three components, the first repeated."""
-    grey = encode(Image.new("L", (width, height), 200), "JPEG")
-    frame, scan = grey.index(b"\xff\xc0"), grey.index(b"\xff\xda")
-    size = grey[frame + 4 : frame + 9]
-    components = b"".join(bytes([number, 0x11, 0]) for number in (1, 2, 3))
-    head = grey[:frame] + b"\xff\xc0" + struct.pack(">H", 17) + size + b"\3" + components + grey[frame + 13 : scan]
-    pixels = grey[scan + 10 : -2]
-    order = [1] * (scans - 2) + [2, 3]
-    return head + b"".join(b"\xff\xda\0\x08\1" + bytes([n, 0, 0, 63, 0]) + pixels for n in order) + b"\xff\xd9"
+def jpeg_in_scans(width, height):
+    """Return a progressive JPEG file of one grey in 883 scans: each coefficient bit by bit. Small, and slow to read."""
+    whole = encode(Image.new("L", (width, height), 200), "JPEG", progressive=True)
+    # Pillow's scans of a grey picture: the mean of each block, then three of its other coefficients, here all 0.
+    scans = [at for at in range(len(whole)) if whole[at : at + 2] == b"\xff\xda"]
+    head, nothing = whole[: whole.index(b"\xff\xc4", scans[0])], whole[scans[-1] + 10 : -2]
+    table = whole[whole.rindex(b"\xff\xc4") : scans[-1]]
+    steps = [
+        (place, place, 16 * (bit + 1 if bit < 13 else 0) + bit) for place in range(1, 64) for bit in range(13, -1, -1)
+    ]
+    return head + table + b"".join(b"\xff\xda\0\x08\1\1\0" + bytes(step) + nothing for step in steps) + b"\xff\xd9"
 
 
-def gif_of_nothing(side):
-    """Return a GIF file without pixels, for whose background Pillow allocates when it opens it."""
-    size = struct.pack("<HH", side, side)
-    control, frame = b"\x21\xf9\4\x08\0\0\0\0", b"," + bytes(4) + size + b"\0\2\2\x44\1\0"
-    return b"GIF89a" + size + b"\x80\0\0" + bytes(6) + control + frame + b";"
+def gif_with_comments(count):
+    """Return a GIF file with that many comments of one byte."""
+    size = struct.pack("<HH", 64, 48)
+    head = b"GIF89a" + size + b"\x80\0\0" + bytes(6)
+    return head + b"\x21\xfe\1a\0" * count + b"," + bytes(4) + size + b"\0\2\2\x44\1\0;"
+
+
+def webp_of_nothing(side):
+    """Return the header of a lossless WebP file of side x side pixels, and some bytes."""
+    size = (side - 1) | (side - 1) << 14
+    body = b"\x2f" + struct.pack("<I", size) + bytes(40)
+    return b"RIFF" + struct.pack("<I", 12 + len(body) + 1) + b"WEBPVP8L" + struct.pack("<I", len(body)) + body + b"\0"
+
+
+def peak_memory(pid):
+    """Return the most bytes of memory that a process has taken so far, as Linux tells."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024
+
+
+def swapped_profile():
+    """Return an RGB profile whose red and blue primaries are sRGB's, exchanged: it turns orange to blue."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    red, blue = profile.index(b"rXYZ"), profile.index(b"bXYZ")
+    profile[red : red + 4], profile[blue : blue + 4] = b"bXYZ", b"rXYZ"
+    return bytes(profile)
 
 
 def tiff_in_strips(count, kind=4):
@@ -96,7 +120,7 @@ def running_server(**environment):
     """Start the service as `make serve` does; yield its address, its process and the lines that it logs."""
     port = free_port()
     process = subprocess.Popen(
-        [SERVE, "-B", "service/app.py"],
+        [SERVE, "-B", "-m", "service"],
         cwd=utils.ROOT,
         env={key: value for key, value in os.environ.items() if key != "HOST"} | {"PORT": str(port)} | environment,
         stderr=subprocess.PIPE,

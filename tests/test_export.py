@@ -22,12 +22,17 @@ def model():
     return serving_model()
 
 
-def test_the_exported_model_answers_as_the_committed_models_do(model, images):
-    """On a sample; `make export` compares all 2,000 test images with what the notebooks found."""
+def test_the_exported_model_answers_nearly_as_the_committed_models_do(model, images):
+    """In 8 bits, on a sample; `make export` compares more."""
     there, here = export.run(COMMITTED, images), model.predict(images, verbose=0)
-    assert np.abs(there["probability"] - here["probability"]).max() < 1e-3
-    assert np.abs(there["strangeness"] - here["strangeness"]).max() < 1e-2
-    assert np.abs(there["places"] - here["places"]).mean() < 1e-3
+    assert np.abs(there["probability"] - here["probability"]).mean() < 0.01
+    assert np.corrcoef(there["neither"].ravel(), here["neither"].ravel())[0, 1] > 0.99
+    assert np.abs(there["places"] - here["places"]).mean() < 0.05
+
+
+def test_the_committed_file_is_made_of_the_committed_models(monkeypatch):
+    monkeypatch.setattr(export, "PATH", COMMITTED)
+    assert export.is_up_to_date()
 
 
 def test_the_serving_model_equals_its_parts(model, images):
@@ -37,8 +42,8 @@ def test_the_serving_model_equals_its_parts(model, images):
     assert np.abs(outputs["probability"] - 1 / (1 + np.exp(-logits))).max() < 1e-4
     extractor = utils.vgg16_extractor()
     views = [extractor.predict(x, verbose=0) for x in (images, images[:, :, ::-1])]
-    strangeness = utils.load_model("neither").predict(sum(views) / 2, verbose=0)
-    assert np.abs(outputs["strangeness"] - strangeness).max() < 1e-2
+    neither = utils.load_model("neither").predict(sum(views) / 2, verbose=0)
+    assert np.abs(outputs["neither"] - neither).max() < 1e-2
 
 
 @pytest.mark.parametrize("damaged", [b"", b"not a model"])
@@ -48,22 +53,26 @@ def test_a_damaged_export_is_named_and_made_anew(tmp_path, monkeypatch, capsys, 
     with pytest.raises(ValueError, match="model.onnx can't be run.*make export"):
         export.run(path, np.zeros((1, 32, 32, 3), np.uint8))
     monkeypatch.setattr(export, "PATH", path)
-    assert not export.is_up_to_date(None) and "can't be run" in capsys.readouterr().out
+    assert not export.is_up_to_date() and "can't be run" in capsys.readouterr().out
 
 
-def test_a_model_is_exported_and_found_up_to_date(tmp_path, monkeypatch):
+def test_a_model_is_exported_in_8_bits_and_found_up_to_date(tmp_path, monkeypatch):
     """A small one of the same form: the export of the real one takes a quarter of a minute."""
     images = keras.Input((32, 32, 3), dtype="uint8", name="image")
-    means = keras.ops.mean(keras.ops.cast(images, "float32"), axis=(1, 2)) / 255
-    places = keras.ops.cast(images[:, :6, :6, 0], "float32")
-    outputs = {"probability": keras.layers.Dense(1)(means), "strangeness": means[:, :1], "places": places}
+    maps = keras.layers.Conv2D(4, 3)(keras.ops.cast(images, "float32") / 255)
+    means = keras.ops.mean(maps, axis=(1, 2))
+    outputs = {"probability": means[:, :1], "neither": means[:, 1:2], "places": maps[..., 0]}
     small, x = keras.Model(images, outputs), some_images(3)[0]
     monkeypatch.setattr(export, "PATH", tmp_path / "model.onnx")
-    assert not export.is_up_to_date(small)
+    assert not export.is_up_to_date()
     export.write(small)
-    assert export.is_up_to_date(small) and [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert export.is_up_to_date() and [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    kinds = {node.op_type for node in export.onnx.load(export.PATH).graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear", "Conv"} <= kinds
     for name, values in export.run(export.PATH, x).items():
-        assert values == pytest.approx(small.predict(x, verbose=0)[name], abs=1e-5)
+        assert np.abs(values - small.predict(x, verbose=0)[name]).mean() < 0.02
+    monkeypatch.setattr(export, "fingerprint", lambda: "of other weights")
+    assert not export.is_up_to_date()
 
 
 def test_weights_are_halved_only_where_nothing_is_lost():

@@ -1,11 +1,14 @@
 """Tests of photo.py: every kind of image file becomes the same kind of array, and a bad one a clear sentence."""
 
+import io
+import struct
 import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageCms
-from service_helpers import chunk, encode, images_of, jpeg_in_scans, png, tiff_in_strips
+from service_helpers import chunk, encode, images_of, png, swapped_profile
 
 from service import photo
 
@@ -49,7 +52,17 @@ def test_exif_orientation_is_obeyed(orientation, size):
         stored = upright.transpose(Image.Transpose[names[orientation - 2]])
     exif = Image.Exif()
     exif[0x0112] = orientation
-    assert (photo.load_photo(encode(stored, exif=exif)) == photo.load_photo(encode(upright))).all()
+    read, expected = photo.load_photo(encode(stored, exif=exif)), photo.load_photo(encode(upright))
+    assert read.shape == expected.shape
+    # Blocks of a large photo begin at the corner that is stored first, so they may lie a pixel apart.
+    difference = np.abs(photo.to_thumbnail(read).astype(int) - photo.to_thumbnail(expected))
+    assert difference.mean() < 2 if max(size) > photo.LONG_SIDE else difference.max() == 0
+
+
+def test_webp_is_shown_as_it_is_stored_as_in_browsers():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert photo.load_photo(encode(Image.new("RGB", (40, 30)), "WEBP", exif=exif)).shape == (30, 40, 3)
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG"])
@@ -59,13 +72,6 @@ def test_exif_orientation_is_obeyed(orientation, size):
 def test_broken_exif_does_not_matter(form, exif):
     image = Image.new("RGB", (40, 30), "navy")
     assert np.abs(photo.load_photo(encode(image, form, exif=b"Exif\0\0" + exif)).astype(int) - (0, 0, 128)).max() < 4
-
-
-def test_exif_of_an_unlikely_size_is_not_looked_at():
-    for size, shape in ((60_000, (40, 30, 3)), (100_000, (30, 40, 3))):
-        exif = Image.Exif()
-        exif[0x0112], exif[0x927C] = 6, bytes(size)
-        assert photo.load_photo(encode(Image.new("RGB", (40, 30)), exif=exif)).shape == shape
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8000, 20), (20, 8000)])
@@ -101,89 +107,92 @@ def test_a_bad_photo_gets_one_clear_sentence(tmp_path):
         photo.load_photo(path)
 
 
-@pytest.mark.parametrize("mode", ["F", "I"])
-def test_floats_and_32_bits_are_refused_with_the_reason(mode):
-    with pytest.raises(photo.Unreadable, match="32 bits or floats.*save it again"):
-        photo.load_photo(encode(Image.new(mode, (40, 40)), "TIFF"))
+# --- Right or refused: every kind of pixel -------------------------------------------------------
+
+GREY = (np.arange(64 * 64, dtype=np.uint16) * 16).reshape(64, 64)
+COLOUR = np.stack([GREY, GREY[::-1], GREY.T], axis=-1)
+PLANES = np.moveaxis(COLOUR, -1, 0).copy()
 
 
-TEXT = chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(1_000_000)))
+def tiff(pixels, **options):
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, pixels, **options)
+    return buffer.getvalue()
 
 
-def square(form, mode="RGB", **options):
-    return lambda side: encode(Image.new(mode, (side, side)), form, **options)
+def png16(pixels, extra=b""):
+    """Return a PNG file of 16 bits a value, grey or RGB."""
+    height, width = pixels.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    return png(width, height, 16, 0 if pixels.ndim == 2 else 2, zlib.compress(rows), extra)
 
 
-def with_metadata(size):
-    comment = b"\xff\xfe\xff\xff" + bytes(65_533)
-    return b"\xff\xd8" + comment * (size // 65_537) + encode(Image.new("L", (9, 9)), "JPEG")[2:]
+def in_8_bits(pixels):
+    pixels = pixels / 257
+    return pixels if pixels.ndim == 3 else np.stack(3 * [pixels], axis=-1)
+
+
+NO_WHITE = np.where(GREY[..., None] == 4096, 255, in_8_bits(GREY))
+HALF = np.full((64, 64, 4), 128, np.uint8)  # grey 128, half transparent
+KINDS = {
+    "16 bits": (tiff(COLOUR, photometric="rgb"), in_8_bits(COLOUR)),
+    "16 bits, planes": (tiff(PLANES, photometric="rgb", planarconfig="separate"), in_8_bits(COLOUR)),
+    "16 bits, planes, deflated": (
+        tiff(PLANES, photometric="rgb", planarconfig="separate", compression="zlib"),
+        in_8_bits(COLOUR),
+    ),
+    "16 bits, tiles": (tiff(COLOUR, photometric="rgb", tile=(32, 32)), in_8_bits(COLOUR)),
+    "16 bits, big-endian": (tiff(GREY, byteorder=">"), in_8_bits(GREY)),
+    "16 bits, white is 0": (tiff(GREY, photometric="miniswhite"), 255 - in_8_bits(GREY)),
+    "8 bits, white is 0": (tiff((GREY >> 8).astype(np.uint8), photometric="miniswhite"), 255 - in_8_bits(GREY)),
+    "alpha": (tiff(HALF, photometric="rgb", extrasamples=["unassalpha"]), np.full((64, 64, 3), 191)),
+    "alpha, multiplied in": (tiff(HALF, photometric="rgb", extrasamples=["assocalpha"]), np.full((64, 64, 3), 255)),
+    "16 bits, alpha": (
+        tiff(HALF.astype(np.uint16) * 257, photometric="rgb", extrasamples=["unassalpha"]),
+        np.full((64, 64, 3), 191),
+    ),
+    "PNG, 16 bits": (png16(COLOUR), in_8_bits(COLOUR)),
+    "PNG, 16 bits, one grey transparent": (png16(GREY, chunk(b"tRNS", struct.pack(">H", 4096))), NO_WHITE),
+    "PNG, gamma": (png16(COLOUR, chunk(b"gAMA", struct.pack(">I", 100_000))), in_8_bits(COLOUR)),
+    "PNG, text with a wrong checksum": (png16(GREY, chunk(b"tEXt", b"key\0text")[:-1] + b"?"), in_8_bits(GREY)),
+    "PNG, 5 MB of text": (png16(GREY, chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(5_000_000)))), in_8_bits(GREY)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pixels_are_right(kind):
+    data, expected = KINDS[kind]
+    assert np.abs(photo.load_photo(data) - expected).max() <= 1
 
 
 @pytest.mark.parametrize(
-    "make, accepted, refused",
+    "data",
     [
-        (lambda side: png(side, side, 8, 0), 4242, 4243),
-        (square("WEBP"), 2121, 2122),
-        (square("TIFF", "L"), 2121, 2122),
-        (lambda width: encode(Image.new("RGB", (width, 1000)), "JPEG"), 18_000, 18_001),
-        (lambda height: jpeg_in_scans(3000, height), 3428, 3430),
-        (square("JPEG", progressive=True, subsampling=2), 4700, 4712),
-        (square("JPEG", progressive=True, subsampling=0), 3200, 3220),
-        (square("JPEG", "CMYK", progressive=True), 2820, 2840),
-        (lambda scans: jpeg_in_scans(32, 32, scans), 100, 101),
-        (with_metadata, 1_900_000, 2_100_000),
+        tiff(GREY.astype(np.float32)),
+        tiff(GREY.astype(np.uint32)),
+        tiff(GREY.astype(np.int16)),
+        tiff(HALF.astype(np.uint16), photometric="separated"),
+        encode(Image.new("LAB", (40, 30)), "TIFF"),
     ],
-    ids="png webp tiff jpeg in_scans 4:2:0 4:4:4 cmyk scans metadata".split(),
+    ids="floats integers signed cmyk lab".split(),
 )
-def test_what_would_take_too_much_is_refused(make, accepted, refused):
-    assert photo.load_photo(make(accepted)).dtype == np.uint8
-    with pytest.raises(photo.TooLarge):
-        photo.load_photo(make(refused))
-
-
-def test_a_large_photo_of_a_camera_is_read():
-    assert max(photo.load_photo(encode(Image.new("RGB", (8160, 6120)), "JPEG")).shape) <= 1024
-
-
-def claims(data, width, height):
-    """Return a JPEG file with another size in its header."""
-    at = data.index(b"\xff\xc0") + 5
-    return data[:at] + height.to_bytes(2) + width.to_bytes(2) + data[at + 4 :]
-
-
-@pytest.mark.parametrize(
-    "data, complaint",
-    [
-        (png(50_000, 50_000, pixels=b""), "too many pixels"),
-        (claims(encode(Image.new("L", (9, 9)), "JPEG"), 10_100, 10_000), "too many pixels"),
-        (tiff_in_strips(20_001), "TIFF tag of more than 20,000 values"),
-        (tiff_in_strips(20_001, kind=1), "TIFF tag of more than 20,000 values"),
-        (b"II+\0" + bytes(40), "no TIFF file of the usual kind"),
-        (png(40, 40, extra=TEXT * 5), "Too much memory used in text"),
-    ],
-)
-def test_what_claims_too_much_is_refused(data, complaint):
-    with pytest.raises(photo.Unreadable, match=complaint):
+def test_pixels_whose_meaning_is_not_known_are_refused(data):
+    with pytest.raises(photo.Unreadable, match="save it again"):
         photo.load_photo(data)
 
 
-def test_a_tile_larger_than_its_picture_counts():
-    data = bytearray(encode(Image.new("L", (64, 64)), "TIFF"))
-    # Two tags that don't matter here become the width and the length of a tile.
-    for old, new in ((278, 322), (279, 323)):
-        at = data.index(old.to_bytes(2, "little"), 8)
-        data[at : at + 12] = new.to_bytes(2, "little") + b"\4\0\1\0\0\0" + (3000).to_bytes(4, "little")
-    with pytest.raises(photo.TooLarge):
-        photo.load_photo(bytes(data))
+def test_a_jpeg_without_its_last_two_bytes_is_whole_and_without_more_is_not():
+    data = encode(images_of("ship")[0], "JPEG")
+    assert (photo.load_photo(data[:-2]) == photo.load_photo(data)).all()
+    with pytest.raises(photo.Unreadable, match="damaged"):
+        photo.load_photo(data[:-20])
 
 
-def test_no_memory_is_not_the_file_s_fault(monkeypatch):
-    def fail(*_):
-        raise MemoryError
-
-    monkeypatch.setattr(photo, "_decode", fail)
-    with pytest.raises(MemoryError):
-        photo.load_photo(encode(Image.new("RGB", (9, 9))))
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+def test_half_a_file_is_refused(form):
+    data = encode(images_of("ship")[0], form)
+    with pytest.raises(photo.Unreadable, match="damaged"):
+        photo.load_photo(data[: len(data) // 2])
 
 
 def test_a_colour_profile_is_obeyed():
@@ -191,13 +200,38 @@ def test_a_colour_profile_is_obeyed():
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))  # of another colour model: the photo goes without
     for profile in (lab.tobytes(), b"not a profile"):
         assert (photo.load_photo(encode(plain, icc_profile=profile)) == (200, 100, 50)).all()
-    srgb = bytearray(ImageCms.ImageCmsProfile(photo.SRGB).tobytes())
-    assert np.abs(photo.load_photo(encode(plain, icc_profile=bytes(srgb))).astype(int) - (200, 100, 50)).max() <= 1
-    # Red and blue primaries exchanged: a profile that is obeyed turns orange to blue.
-    red, blue = srgb.index(b"rXYZ"), srgb.index(b"bXYZ")
-    srgb[red : red + 4], srgb[blue : blue + 4] = b"bXYZ", b"rXYZ"
-    swapped = photo.load_photo(encode(plain, icc_profile=bytes(srgb)))
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert np.abs(photo.load_photo(encode(plain, icc_profile=srgb)).astype(int) - (200, 100, 50)).max() <= 1
+    swapped = photo.load_photo(encode(plain, icc_profile=swapped_profile()))
     assert swapped[0, 0, 2] > swapped[0, 0, 0]
+    long = photo.load_photo(encode(plain, icc_profile=swapped_profile() + bytes(2_000_000)))
+    assert (long == swapped).all()
+
+
+def test_a_profile_and_transparency_go_together():
+    see_through = Image.new("RGBA", (40, 40), (200, 100, 50, 128))
+    opaque = photo.load_photo(encode(Image.new("RGB", (40, 40), (200, 100, 50)), icc_profile=swapped_profile()))
+    both = photo.load_photo(encode(see_through, icc_profile=swapped_profile()))
+    assert np.abs(both - (opaque * (128 / 255) + 255 * (127 / 255))).max() <= 1
+
+
+def test_a_grey_photo_with_a_profile_of_colours_is_read_with_it_as_in_browsers():
+    grey, colours = Image.new("L", (40, 40), 100), Image.new("RGB", (40, 40), (100, 100, 100))
+    for form, options in (("PNG", {}), ("JPEG", {"quality": 100})):
+        expected = photo.load_photo(encode(colours, form, icc_profile=swapped_profile(), **options))
+        found = photo.load_photo(encode(grey, form, icc_profile=swapped_profile(), **options))
+        assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+def test_what_a_phone_or_camera_makes_is_read():
+    for form, size in (("JPEG", (8160, 6120)), ("WEBP", (4000, 3000))):
+        assert max(photo.load_photo(encode(Image.new("RGB", size), form)).shape) <= 1024
+
+
+@pytest.mark.parametrize("data", [png(50_000, 50_000, pixels=b""), png(10_001, 10_000, pixels=b"")])
+def test_more_than_100_million_pixels_are_refused_before_they_are_decoded(data):
+    with pytest.raises(photo.TooLarge, match="more than 100,000,000; make it smaller"):
+        photo.load_photo(data)
 
 
 def test_the_answer_names_a_class_or_says_why_not():

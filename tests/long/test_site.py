@@ -133,20 +133,20 @@ def hand_over(page, event, data, kind="image/jpeg"):
 
 
 def in_browser(page, data):
-    """Return what the page makes of a file: (probability of truck, strangeness, thumbnail (32, 32, 3))."""
+    """Return what the page makes of a file: (probability of truck, neither, thumbnail (32, 32, 3))."""
     script = """async data => {
         const {classify} = await import("./demo.js");
         const answer = await classify(new Blob([Uint8Array.from(atob(data), character => character.charCodeAt(0))]));
-        return [answer.probability, answer.strangeness, [...answer.thumbnail]];
+        return [answer.probability, answer.neither, [...answer.thumbnail]];
     }"""
-    probability, strangeness, thumbnail = page.evaluate(script, base64.b64encode(data).decode())
-    return probability, strangeness, np.array(thumbnail).reshape(32, 32, 3)
+    probability, neither, thumbnail = page.evaluate(script, base64.b64encode(data).decode())
+    return probability, neither, np.array(thumbnail).reshape(32, 32, 3)
 
 
 def in_python(data):
     thumbnail = photo.to_thumbnail(photo.load_photo(data))
-    probability, strangeness, _ = app.session.run(app.OUTPUTS, {"image": thumbnail[None]})
-    return probability[0, 0], strangeness[0, 0], thumbnail
+    probability, neither, _ = app.session.run(app.OUTPUTS, {"image": thumbnail[None]})
+    return probability[0, 0], neither[0, 0], thumbnail
 
 
 def expect_a_ship(page):
@@ -159,9 +159,9 @@ def test_test_images_get_python_s_answers(demo):
     images = utils.load_images()[2]
     for image in images[:20]:
         data = encode(Image.fromarray(image), "PNG")
-        (probability, strangeness, thumbnail), expected = in_browser(demo, data), in_python(data)
+        (probability, neither, thumbnail), expected = in_browser(demo, data), in_python(data)
         assert (thumbnail == image).all()
-        assert abs(probability - expected[0]) < 1e-3 and abs(strangeness - expected[1]) < 1e-2
+        assert abs(probability - expected[0]) < 1e-3 and abs(neither - expected[1]) < 1e-2
 
 
 def wide_gamut():
@@ -202,9 +202,9 @@ def files():
 def test_a_file_of_every_kind_gets_python_s_answer(demo, kind):
     data = files()[kind]
     known = encode(Image.open(io.BytesIO(data))) if kind == "AVIF" else data  # photo.py refuses AVIF, Pillow reads it
-    (probability, strangeness, thumbnail), expected = in_browser(demo, data), in_python(known)
+    (probability, neither, thumbnail), expected = in_browser(demo, data), in_python(known)
     assert np.abs(thumbnail - expected[2].astype(int)).max() <= 3
-    assert abs(probability - expected[0]) < 0.02 and (strangeness > 0) == (expected[1] > 0)
+    assert abs(probability - expected[0]) < 0.02 and (neither > 0) == (expected[1] > 0)
 
 
 @pytest.mark.parametrize("event", ["drop", "paste"])
