@@ -4,7 +4,6 @@ The model is that of service/serving.py, its convolutions in integers of 8 bits 
 validation images, goes to results/export.json; notebook 08 shows it.
 """
 
-import hashlib
 import sys
 from pathlib import Path
 
@@ -80,28 +79,6 @@ def run(path, images):
     return {name: np.concatenate(parts) for name, parts in zip(OUTPUTS, zip(*batches, strict=True), strict=True)}
 
 
-def fingerprint():
-    """Return a checksum of what the exported model is made of, besides VGG16 itself."""
-    digest = hashlib.sha256()
-    for name in ("vgg16_head", "neither"):
-        digest.update(utils.kept(f"models/{name}.keras").read_bytes())
-    digest.update(repr(utils.load_result("calibration")["temperature"]["vgg16_transfer"]).encode())
-    return digest.hexdigest()
-
-
-def is_up_to_date():
-    """Whether the file there was made of the same model: 20 MB that say the same are not written anew."""
-    if not PATH.is_file():
-        return False
-    try:
-        run(PATH, utils.load_images()[0][:1])
-    except ValueError as error:
-        print(error)
-        return False
-    made_of = {entry.key: entry.value for entry in onnx.load(PATH).metadata_props}.get("made_of")
-    return made_of == fingerprint()
-
-
 def write(model):
     """Export a Keras model to PATH."""
     model(np.zeros((1, 32, 32, 3), np.uint8))  # Keras exports only what has been called
@@ -110,7 +87,6 @@ def write(model):
         quantize(temporary)
         exported = onnx.load(temporary)
         halve(exported)
-        onnx.helper.set_model_props(exported, {"made_of": fingerprint()})
         onnx.checker.check_model(exported)
         onnx.save(exported, temporary)
 
@@ -143,11 +119,8 @@ def compare(model):
 def main():
     utils.load_tensorflow()
     model = serving_model()
-    if is_up_to_date():
-        print(f"{PATH.name} is up to date")
-    else:
-        write(model)
-        print(f"{PATH.name}: {PATH.stat().st_size / 1e6:.1f} MB")
+    write(model)
+    print(f"{PATH.name}: {PATH.stat().st_size / 1e6:.1f} MB")
     compared = compare(model)
     utils.save_result("export", **compared)
     for name, found in compared["validation"].items():

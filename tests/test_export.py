@@ -30,11 +30,6 @@ def test_the_exported_model_answers_nearly_as_the_committed_models_do(model, ima
     assert np.abs(there["places"] - here["places"]).mean() < 0.05
 
 
-def test_the_committed_file_is_made_of_the_committed_models(monkeypatch):
-    monkeypatch.setattr(export, "PATH", COMMITTED)
-    assert export.is_up_to_date()
-
-
 def test_the_serving_model_equals_its_parts(model, images):
     outputs = model.predict(images, verbose=0)
     p = utils.load_vgg16_transfer().predict(images, verbose=0).astype("float64")
@@ -47,16 +42,14 @@ def test_the_serving_model_equals_its_parts(model, images):
 
 
 @pytest.mark.parametrize("damaged", [b"", b"not a model"])
-def test_a_damaged_export_is_named_and_made_anew(tmp_path, monkeypatch, capsys, damaged):
+def test_a_damaged_export_is_named(tmp_path, damaged):
     path = tmp_path / "model.onnx"
     path.write_bytes(damaged)
     with pytest.raises(ValueError, match="model.onnx can't be run.*make export"):
         export.run(path, np.zeros((1, 32, 32, 3), np.uint8))
-    monkeypatch.setattr(export, "PATH", path)
-    assert not export.is_up_to_date() and "can't be run" in capsys.readouterr().out
 
 
-def test_a_model_is_exported_in_8_bits_and_found_up_to_date(tmp_path, monkeypatch):
+def test_a_model_is_exported_in_8_bits(tmp_path, monkeypatch):
     """A small one of the same form: the export of the real one takes a quarter of a minute."""
     images = keras.Input((32, 32, 3), dtype="uint8", name="image")
     maps = keras.layers.Conv2D(4, 3)(keras.ops.cast(images, "float32") / 255)
@@ -64,15 +57,12 @@ def test_a_model_is_exported_in_8_bits_and_found_up_to_date(tmp_path, monkeypatc
     outputs = {"probability": means[:, :1], "neither": means[:, 1:2], "places": maps[..., 0]}
     small, x = keras.Model(images, outputs), some_images(3)[0]
     monkeypatch.setattr(export, "PATH", tmp_path / "model.onnx")
-    assert not export.is_up_to_date()
     export.write(small)
-    assert export.is_up_to_date() and [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     kinds = {node.op_type for node in export.onnx.load(export.PATH).graph.node}
     assert {"QuantizeLinear", "DequantizeLinear", "Conv"} <= kinds
     for name, values in export.run(export.PATH, x).items():
         assert np.abs(values - small.predict(x, verbose=0)[name]).mean() < 0.02
-    monkeypatch.setattr(export, "fingerprint", lambda: "of other weights")
-    assert not export.is_up_to_date()
 
 
 def test_weights_are_halved_only_where_nothing_is_lost():
