@@ -5,6 +5,7 @@ notebooks and Markdown as pages, others as they are. demo/ holds the page on whi
 npm has brought ONNX Runtime for the browser before.
 """
 
+import gzip
 import hashlib
 import json
 import os
@@ -13,12 +14,14 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import jinja2
 import nbformat
 import numpy as np
+import onnxruntime
 from bs4 import BeautifulSoup
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
@@ -34,7 +37,7 @@ import utils  # noqa: E402
 from scripts.run_study import NOTEBOOKS  # noqa: E402
 
 RUNTIME = SITE / "node_modules" / "onnxruntime-web"
-RUNTIME_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
+RUNTIME_SCRIPT, RUNTIME_BINARY = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
 
 
 # --- Pages -----------------------------------------------------------------------------------
@@ -159,15 +162,25 @@ def write_demo(folder):
     shutil.copyfile(SITE / "demo.html", folder / "index.html")
     for name in ("demo.js", "demo.css", "ONNX_RUNTIME_LICENSE.txt"):
         shutil.copyfile(SITE / name, folder / name)
-    for name in RUNTIME_FILES:
-        shutil.copyfile(RUNTIME / "dist" / name, folder / name)
-    shutil.copyfile(ROOT / "service" / "model.onnx", folder / "model.onnx")
-    large, digest = ("ort-wasm-simd-threaded.wasm", "model.onnx"), hashlib.sha256()
-    for name in large:
-        digest.update((folder / name).read_bytes())
-    files = {"version": digest.hexdigest()[:16], "bytes": {name: (folder / name).stat().st_size for name in large}}
-    (folder / "files.json").write_text(json.dumps(files), encoding="utf-8")
+    shutil.copyfile(RUNTIME / "dist" / RUNTIME_SCRIPT, folder / RUNTIME_SCRIPT)
+    files = []
+    for name, data in (("runtime.bin", (RUNTIME / "dist" / RUNTIME_BINARY).read_bytes()), ("model.bin", small_model())):
+        packed = gzip.compress(data, mtime=0)  # called .bin, since some servers unpack .gz files on the way
+        (folder / name).write_bytes(packed)
+        files.append({"name": name, "bytes": len(packed), "sha256": hashlib.sha256(packed).hexdigest()})
+    version = hashlib.sha256("".join(file["sha256"] for file in files).encode()).hexdigest()[:16]
+    (folder / "files.json").write_text(json.dumps({"version": version, "files": files}), encoding="utf-8")
     write_examples(folder)
+
+
+def small_model():
+    """Return service/model.onnx with the weights of the convolutions rounded to the 8 bits in which they are used."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, options = Path(folder) / "model.onnx", onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # whatever the processor
+        options.optimized_model_filepath = str(path)
+        onnxruntime.InferenceSession(ROOT / "service" / "model.onnx", options, providers=["CPUExecutionProvider"])
+        return path.read_bytes()
 
 
 def write_examples(folder):

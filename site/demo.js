@@ -7,16 +7,16 @@ let session, runtime, latest = 0;  // an answer that comes after a newer photo w
 
 // --- The model --------------------------------------------------------------
 
-// Return a file's bytes, from the browser's store of earlier visits where it is there; progress(bytes) is told of each
-// part that arrives. Some browsers keep no store (in private windows, or without HTTPS), so that may fail.
-async function load(name, store, progress) {
-  const kept = await store?.match(name);
-  if (kept) {
-    const bytes = new Uint8Array(await kept.arrayBuffer());
-    progress(bytes.length);
-    return bytes;
+// Return a file's bytes: from the browser's store of earlier visits where it is there, or from the server. Only bytes that
+// are the right ones are used or stored: the login page of a network may have answered, or a transfer been cut.
+// progress(bytes) is told of each part that arrives. Some browsers keep no store (in private windows, or without HTTPS).
+async function load({name, bytes, sha256}, store, progress) {
+  const kept = await (await store?.match(name))?.blob();
+  if (kept && await isRight(kept, bytes, sha256)) {
+    progress(bytes);
+    return unpack(kept);
   }
-  const response = await fetch(name);
+  const response = await fetch(name, {cache: "no-cache"});
   if (!response.ok) throw new Error(`${name}: the server answered ${response.status}`);
   const parts = [];
   for (const reader = response.body.getReader();;) {
@@ -26,15 +26,29 @@ async function load(name, store, progress) {
     progress(value.length);
   }
   const blob = new Blob(parts);
+  if (!await isRight(blob, bytes, sha256))
+    throw new Error(`${name}: not the right ${bytes.toLocaleString("en")} bytes came. Does your network want you to log in first? Then reload this page`);
   await store?.put(name, new Response(blob)).catch(() => {});  // no room: it is loaded again the next time
-  return new Uint8Array(await blob.arrayBuffer());
+  return unpack(blob);
+}
+
+async function isRight(blob, bytes, sha256) {
+  if (blob.size !== bytes || !globalThis.crypto?.subtle) return blob.size === bytes;  // there is none without HTTPS
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", await blob.arrayBuffer()));
+  return sha256 === Array.from(digest, byte => byte.toString(16).padStart(2, "0")).join("");
+}
+
+async function unpack(blob) {
+  const plain = blob.stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Uint8Array(await new Response(plain).arrayBuffer());
 }
 
 async function start() {
+  at("state").textContent = "Loading the model …";
+  at("loaded").hidden = false;
   if (typeof WebAssembly === "undefined") throw new Error("this browser has no WebAssembly");
-  const files = await (await fetch("files.json", {cache: "no-cache"})).json();
-  const total = Object.values(files.bytes).reduce((sum, bytes) => sum + bytes);
-  const name = "ship-truck-" + files.version;
+  const {version, files} = await (await fetch("files.json", {cache: "no-cache"})).json();
+  const total = files.reduce((sum, file) => sum + file.bytes, 0), name = "ship-truck-" + version;
   const store = await globalThis.caches?.open(name).catch(() => undefined);
   for (const old of await globalThis.caches?.keys().catch(() => []) ?? [])
     if (old.startsWith("ship-truck-") && old !== name) await caches.delete(old);
@@ -46,7 +60,7 @@ async function start() {
     at("megabytes").textContent = `${(loaded / 1e6).toFixed(0)} of ${(total / 1e6).toFixed(0)} MB`;
   };
   runtime = await import("./ort.wasm.bundle.min.mjs");
-  const [binary, model] = [await load("ort-wasm-simd-threaded.wasm", store, progress), await load("model.onnx", store, progress)];
+  const [binary, model] = [await load(files[0], store, progress), await load(files[1], store, progress)];
   at("state").textContent = "Preparing the model …";
   runtime.env.wasm.numThreads = 1;  // more of them need headers that a plain file server doesn't send
   runtime.env.wasm.wasmBinary = binary;
@@ -58,11 +72,25 @@ async function start() {
 
 // --- From a photo to 32x32 pixels, as service/photo.py does it ------------------------
 
+const NOT_OBEYED = ["gAMA", "cHRM", "cICP"];  // a PNG file's parts that browsers obey and libvips does not
+
+// Return a PNG file without these parts, so that page and service see the same pixels; another file as it is.
+async function asTheServiceReads(file) {
+  const bytes = new Uint8Array(await file.arrayBuffer()), view = new DataView(bytes.buffer), parts = [bytes.subarray(0, 8)];
+  if (bytes.length < 8 || view.getUint32(0) !== 0x89504E47) return file;
+  for (let start = 8; start + 12 <= bytes.length;) {
+    const end = start + 12 + view.getUint32(start);
+    if (!NOT_OBEYED.includes(String.fromCharCode(...bytes.subarray(start + 4, start + 8)))) parts.push(bytes.subarray(start, end));
+    start = end;
+  }
+  return new Blob(parts, {type: "image/png"});
+}
+
 // Return {width, height, pixels} of a photo, RGB bytes, on white where it is transparent; blocks of a large one averaged.
 async function readPhoto(file) {
   let bitmap;
   try {
-    bitmap = await createImageBitmap(file);
+    bitmap = await createImageBitmap(await asTheServiceReads(file));
   } catch {
     throw new Error("This file is no image that your browser can read, or it is damaged. Save it as JPEG or PNG.");
   }
