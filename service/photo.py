@@ -62,7 +62,7 @@ def load_photo(source):
         raise type(error)(f"{name} {error}") from error
     except Image.DecompressionBombError as error:
         raise TooLarge(f"{name} has too many pixels; make it smaller") from error
-    except (pyvips.Error, OSError, SyntaxError) as error:  # the last two are Pillow's, for BMP
+    except (pyvips.Error, OSError, SyntaxError, ValueError) as error:  # all but the first are Pillow's, for BMP
         reason = " ".join(str(getattr(error, "detail", error)).split())
         if "memory" in reason.lower():
             raise TooLarge(f"{name} takes too much memory to read ({reason}); make it smaller") from error

@@ -195,6 +195,13 @@ def test_half_a_file_is_refused(form):
         photo.load_photo(data[: len(data) // 2])
 
 
+def test_a_bmp_whose_palette_has_a_wrong_size_is_refused():
+    data = bytearray(encode(Image.new("L", (40, 30)), "BMP"))
+    data[46:50] = (300).to_bytes(4, "little")
+    with pytest.raises(photo.Unreadable, match="damaged"):
+        photo.load_photo(bytes(data))
+
+
 def test_a_colour_profile_is_obeyed():
     plain = Image.new("RGB", (40, 40), (200, 100, 50))
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))  # of another colour model: the photo goes without
