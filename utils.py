@@ -170,6 +170,12 @@ def format_score(score):
     return f"{score['accuracy']:.2%} of {score['n']:,} (95 % interval {low:.2%} to {high:.2%})"
 
 
+def show_guess(guess, result, unit="%"):
+    """Print a reader's guess, a number, beside the result; nothing where it is None."""
+    if guess is not None:
+        print(f"your guess: {guess:g} {unit}; the result: {result:.3g} {unit}")
+
+
 def format_seeds(accuracies):
     """Return accuracies of several training runs as mean ± standard deviation: "98.30% ± 0.15% (5 seeds)"."""
     return f"{np.mean(accuracies):.2%} ± {np.std(accuracies, ddof=1):.2%} ({len(accuracies)} seeds)"

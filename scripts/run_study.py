@@ -30,6 +30,8 @@ STAGES = (
         "04_learning_curves",
         "01_data_extraction",
         "09_the_last_percent",
+        "10_repair_the_lab",
+        "solutions/10_repair_the_lab",
     ),
     ("08_photographs",),
 )

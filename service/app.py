@@ -3,7 +3,8 @@
     python -m service                         serves on 127.0.0.1:8000
     HOST=0.0.0.0 PORT=5000 python -m service  serves on all interfaces, port 5000
 
-Nothing of an upload is kept, and the log has only its size and the time it took.
+Nothing of an upload is kept, and the log has only its size and the time it took. To import this loads the model and
+starts the readers.
 """
 
 import contextlib
@@ -85,7 +86,7 @@ def uploaded_photo():
     try:
         files = [file for _, file in request.files.items(multi=True)]
     except exceptions.RequestEntityTooLarge:
-        raise exceptions.BadRequest(f"Found a long text in place of a file; {how}") from None
+        raise exceptions.BadRequest(f"Found a long text, or many fields, in place of a file; {how}") from None
     if len(files) != 1:
         texts = f", and the field '{next(iter(request.form))}', which has no file name" if request.form else ""
         raise exceptions.BadRequest(f"Found {len(files)} files{texts}; {how}")
@@ -105,7 +106,7 @@ def detect():
             raise exceptions.BadRequest(str(error)) from error
         probability, neither, places = session.run(OUTPUTS, {"image": thumbnail[None]})
     result = photo.answer(probability[0, 0], neither[0, 0])
-    if request.args.get("places", "false") in ("", "1", "true"):
+    if request.args.get("places", "false").lower() not in ("false", "0"):
         result["places"] = places[0].astype(float).round(3).tolist()
     return jsonify(result)
 
@@ -155,7 +156,7 @@ def finish(response):
 
 def make_server(host, port):
     """Return the Waitress server of this service, which listens already. Raises OSError or ValueError if it can't."""
-    limits = {"threads": THREADS, "max_request_body_size": MAX_BODY, "inbuf_overflow": IN_MEMORY}
+    limits = {"threads": THREADS, "max_request_body_size": MAX_BODY + 1, "inbuf_overflow": IN_MEMORY}
     return waitress.create_server(app, host=host, port=port, **limits)
 
 

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import traceback
 
 from service import photo
 
@@ -18,6 +19,7 @@ except ImportError:  # Windows
 
 MEMORY = 300_000_000  # bytes that a process may have of its own
 SECONDS = 1.5  # of processor time that a photo may take
+PATIENCE = 30  # seconds after which a reader that does nothing is given up
 TOO_MUCH = f"The file takes more than {MEMORY // 1_000_000} MB or {SECONDS} s to read; make it smaller."
 
 
@@ -43,6 +45,7 @@ def _thumbnail_or_error(data):
     except MemoryError:
         return photo.TooLarge(TOO_MUCH)
     except Exception as error:  # to be raised where the photo came from
+        error.add_note(traceback.format_exc())
         return error
 
 
@@ -60,16 +63,25 @@ class Reader:
         other.close()
 
     def thumbnail(self, data):
-        """Return what the model sees of a photo, the bytes of a file. Raises photo.Unreadable."""
+        """Return what the model sees of a photo, the bytes of a file.
+
+        Raises photo.Unreadable, or RuntimeError where the reader ended for another reason than the limits.
+        """
         if not self.process.is_alive():  # killed from outside
             self._start()
         try:
             self.connection.send_bytes(data)
+            if not self.connection.poll(PATIENCE):
+                self.process.kill()
             result = self.connection.recv()
         except (EOFError, OSError):
             self.process.join()
+            code = self.process.exitcode
             self._start()
-            raise photo.TooLarge(TOO_MUCH) from None
+            # The first is for time. The others are for memory: glib ends a process that gets none.
+            if resource and -code in (signal.SIGPROF, signal.SIGABRT, signal.SIGTRAP):
+                raise photo.TooLarge(TOO_MUCH) from None
+            raise RuntimeError(f"a process that read a photo ended with {code}") from None
         if isinstance(result, Exception):
             raise result
         return result

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyvips
-from PIL import Image
+from PIL import BmpImagePlugin, Image
 
 LONG_SIDE = 1024  # pixels of a loaded photo at most
 SIZE = 32  # pixels of a thumbnail
@@ -26,7 +26,8 @@ FORMATS = {
     b"MM\0*": "tiff",
     b"BM": "bmp",
 }
-COLOURS = {"uchar": ("b-w", "srgb", "cmyk"), "ushort": ("grey16", "rgb16")}  # of these, black and white are known
+# Of these, black and white are known: by the kind of their numbers, how many there are of a pixel, alpha among them.
+COLOURS = {"uchar": {"b-w": (1, 2), "srgb": (3, 4), "cmyk": (4,)}, "ushort": {"grey16": (1, 2), "rgb16": (3, 4)}}
 pyvips.cache_set_max(0)  # no photo is read twice
 logging.getLogger("pyvips").setLevel(logging.CRITICAL)  # what goes wrong is raised
 
@@ -60,8 +61,6 @@ def load_photo(source):
         return _decode(data, kind)
     except Unreadable as error:
         raise type(error)(f"{name} {error}") from error
-    except Image.DecompressionBombError as error:
-        raise TooLarge(f"{name} has too many pixels; make it smaller") from error
     except (pyvips.Error, OSError, SyntaxError, ValueError) as error:  # all but the first are Pillow's, for BMP
         reason = " ".join(str(getattr(error, "detail", error)).split())
         if "memory" in reason.lower():
@@ -85,20 +84,22 @@ def _decode(data, kind):
 def _open(data, kind, fail_on="error"):
     """Return a file as a libvips image, not decoded yet, and by which factor it still has to be reduced."""
     if kind == "bmp":
-        with Image.open(io.BytesIO(data), formats=["BMP"]) as picture:
-            image = pyvips.Image.new_from_array(np.asarray(picture.convert("RGB")))
-        return image, _factor(image)
+        with BmpImagePlugin.BmpImageFile(io.BytesIO(data)) as picture:
+            factor = _factor(picture)
+            return pyvips.Image.new_from_array(np.asarray(picture.convert("RGB"))), factor
     load = getattr(pyvips.Image, kind + "load_buffer")
     options = {"access": "sequential", "fail_on": fail_on}
     if kind == "png":
         options["unlimited"] = True  # however much metadata it has
     image = load(data, **options)
     factor = _factor(image)
-    if image.interpretation not in COLOURS.get(image.format, ()):
-        colours = f"{image.interpretation}, {image.format}"
+    if image.bands not in COLOURS.get(image.format, {}).get(image.interpretation, ()):
+        colours = f"{image.bands} of {image.interpretation}, {image.format}"
         raise Unreadable(f"has pixels whose black and white are not known ({colours}); save it again as JPEG or PNG")
-    if kind == "jpeg":  # at 1/2, 1/4 or 1/8 it is decoded much faster
-        options["shrink"] = max(scale for scale in (1, 2, 4, 8) if factor % scale == 0)
+    if kind == "jpeg":  # at 1/2, 1/4 or 1/8 it is decoded much faster,
+        # but libjpeg drops what is left at the edges.
+        sides = (factor, image.width, image.height)
+        options["shrink"] = max(scale for scale in (1, 2, 4, 8) if all(side % scale == 0 for side in sides))
         return load(data, **options), factor // options["shrink"]
     return image, factor
 
@@ -151,5 +152,5 @@ def answer(probability, neither):
     result = {"class": None, "confidence": None, "probabilities": probabilities, "model": "vgg16_transfer"}
     if neither > 0:
         return result | {"reason": "This looks like neither a ship nor a truck."}
-    name = max(probabilities, key=probabilities.get)
+    name = "truck" if probability >= 0.5 else "ship"
     return result | {"class": name.capitalize(), "confidence": probabilities[name]}

@@ -143,5 +143,5 @@ def running_server(**environment):
         assert process.poll() is None, "the server ended by itself: " + "".join(log[-20:])
     finally:
         process.terminate()
-        process.wait()
-        reader.join()
+        process.wait(30)
+        reader.join(30)  # a reader of photos that outlived the service would hold the other end

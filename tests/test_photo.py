@@ -95,6 +95,13 @@ def test_a_large_photo_is_averaged_not_sampled():
     assert np.abs(photo.to_thumbnail(pixels).astype(int) - 127).max() <= 2
 
 
+def test_no_edge_of_a_large_jpeg_is_lost():
+    image = Image.fromarray(images_of("ship")[0]).resize((4031, 1023), Image.Resampling.BICUBIC)
+    expected = photo.to_thumbnail(np.asarray(image)).astype(int)
+    found = photo.to_thumbnail(photo.load_photo(encode(image, "JPEG", quality=95)))
+    assert np.abs(found - expected).max() <= 4
+
+
 def test_a_bad_photo_gets_one_clear_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match="no photo at .*gone.jpg"):
         photo.load_photo(tmp_path / "gone.jpg")
@@ -173,8 +180,10 @@ def test_pixels_are_right(kind):
         tiff(GREY.astype(np.int16)),
         tiff(HALF.astype(np.uint16), photometric="separated"),
         encode(Image.new("LAB", (40, 30)), "TIFF"),
+        tiff(np.zeros((64, 64, 5), np.uint8), photometric="rgb", extrasamples=["unspecified"] * 2),
+        tiff(np.zeros((64, 64, 3), np.uint8), photometric="minisblack", extrasamples=["unspecified"] * 2),
     ],
-    ids="floats integers signed cmyk lab".split(),
+    ids="floats integers signed cmyk lab rgb+2 grey+2".split(),
 )
 def test_pixels_whose_meaning_is_not_known_are_refused(data):
     with pytest.raises(photo.Unreadable, match="save it again"):
@@ -235,7 +244,15 @@ def test_what_a_phone_or_camera_makes_is_read():
         assert max(photo.load_photo(encode(Image.new("RGB", size), form)).shape) <= 1024
 
 
-@pytest.mark.parametrize("data", [png(50_000, 50_000, pixels=b""), png(10_001, 10_000, pixels=b"")])
+@pytest.mark.parametrize(
+    "data",
+    [
+        png(50_000, 50_000, pixels=b""),
+        png(10_001, 10_000, pixels=b""),
+        encode(Image.new("1", (4, 4)), "BMP").replace(struct.pack("<ii", 4, 4), struct.pack("<ii", 10_001, 10_000)),
+    ],
+    ids=["much more", "a little more", "BMP"],
+)
 def test_more_than_100_million_pixels_are_refused_before_they_are_decoded(data):
     with pytest.raises(photo.TooLarge, match="more than 100,000,000; make it smaller"):
         photo.load_photo(data)

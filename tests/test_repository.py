@@ -25,6 +25,17 @@ def test_a_notebook_opens_with_its_question_and_holds_nothing_of_a_machine(path)
         assert output.output_type != "error" and output.get("name") != "stderr"
 
 
+def test_the_solutions_differ_from_the_exercise_in_its_repairs_only():
+    exercise, solved = (
+        nbformat.read(utils.ROOT / "notebooks" / path, as_version=4).cells
+        for path in ("10_repair_the_lab.ipynb", "solutions/10_repair_the_lab.ipynb")
+    )
+    repairs = [cell for cell in exercise if "repair" in cell.metadata.get("tags", ())]
+    assert len(repairs) == 6 and all("write your repair here" in cell.source for cell in repairs)
+    for left, right in zip(exercise[2:-1], solved[2:-1], strict=True):
+        assert (left.source == right.source) == (left not in repairs)
+
+
 def test_links_lead_somewhere():
     cards = [
         utils.ROOT / folder / "README.md"

@@ -83,7 +83,7 @@ def test_eight_clients_at_once_get_the_same_as_one(server):
 # --- Refusals -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("query, there", [("?places", True), ("?places=true", True), ("?places=false", False)])
+@pytest.mark.parametrize("query, there", [("?places", True), ("?places=True", True), ("?places=False", False)])
 def test_places_may_be_asked_for_by_true_and_false(client, query, there):
     assert ("places" in post(client, WHOLE["PNG"], address="/detect" + query).json) == there
 
@@ -199,7 +199,7 @@ def test_the_website_is_served_as_far_as_it_was_built(client, tmp_path, monkeypa
 
 def test_a_body_of_more_than_10_mb_is_refused_before_it_is_read(server):
     with connect(server) as connection:
-        connection.sendall(HEAD % 10_000_001)
+        connection.sendall(HEAD % (app.MAX_BODY + 1))
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
 
 
@@ -294,6 +294,14 @@ def test_a_reader_that_was_killed_is_replaced(client):
         reader.process.join()
     for _ in range(app.AT_ONCE):
         assert post(client, WHOLE["PNG"]).status_code == 200
+
+
+def test_a_reader_killed_at_its_work_is_no_fault_of_the_photo(client, monkeypatch, caplog):
+    monkeypatch.setattr(fence, "PATIENCE", 0)  # it is given up, and killed, before it can answer
+    response = post(client, encode(Image.new("RGB", (9000, 9000)), "PNG", compress_level=1))
+    assert response.status_code == 503 and "ended with -9" in caplog.text
+    monkeypatch.undo()
+    assert post(client, WHOLE["PNG"]).status_code == 200
 
 
 def test_a_photo_that_takes_too_long_does_not_keep_others_waiting(client):
