@@ -56,7 +56,8 @@ def html_of(path):
         exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
         body, _ = exporter.from_filename(ROOT / path)
     else:
-        body = markdown2html((ROOT / path).read_text(encoding="utf-8"))
+        text = (ROOT / path).read_text(encoding="utf-8")
+        body = markdown2html(re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL))  # without metadata
     return BeautifulSoup(body, "html.parser")
 
 
@@ -103,6 +104,8 @@ def write_pages(public):
     frame = jinja2.Template((SITE / "frame.html.j2").read_text(encoding="utf-8"), autoescape=True)
     notebooks = []
     for notebook in NOTEBOOKS:
+        if notebook.parent.name == "solutions":
+            continue
         heading = nbformat.read(notebook, as_version=4).cells[0].source.splitlines()[0].lstrip("# ")
         address = address_of(notebook.relative_to(ROOT).as_posix())
         notebooks.append({"path": address, "number": notebook.name[:2], "title": heading})
@@ -134,6 +137,7 @@ def write_pages(public):
             notebooks=notebooks,
             contents=contents,
             repository=repository(),
+            colab=colab(path),
         )
         target.write_text(page, encoding="utf-8")
 
@@ -145,6 +149,14 @@ def repository():
     command = ["git", "remote", "get-url", "origin"]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8").stdout.strip()
     return said.removesuffix(".git") if said.startswith("https://github.com/") else None
+
+
+def colab(path):
+    """Return the address at which Colab opens a notebook of the lab, or None: for others, or an unknown repository."""
+    if not re.match(r"notebooks/0[1-4]_", path) or not repository():
+        return None
+    name = repository().removeprefix("https://github.com/")
+    return f"https://colab.research.google.com/github/{name}/blob/main/{path}"
 
 
 def write_style(public):
@@ -160,20 +172,63 @@ def write_style(public):
 def write_demo(folder):
     folder.mkdir()
     shutil.copyfile(SITE / "demo.html", folder / "index.html")
-    for name in ("demo.js", "demo.css", "ONNX_RUNTIME_LICENSE.txt"):
+    for name in ("demo.js", "common.js", "pixels.js", "ownset.js", "worker.js", "demo.css", "ONNX_RUNTIME_LICENSE.txt"):
         shutil.copyfile(SITE / name, folder / name)
     shutil.copyfile(RUNTIME / "dist" / RUNTIME_SCRIPT, folder / RUNTIME_SCRIPT)
     files = []
-    for name, data in (("runtime.bin", (RUNTIME / "dist" / RUNTIME_BINARY).read_bytes()), ("model.bin", small_model())):
+    runtime = (RUNTIME / "dist" / RUNTIME_BINARY).read_bytes()
+    for name, data in (("runtime.bin", runtime), ("cnn.bin", cnn(folder)), ("vgg16.bin", vgg16())):
         packed = gzip.compress(data, mtime=0)  # called .bin, since some servers unpack .gz files on the way
         (folder / name).write_bytes(packed)
         files.append({"name": name, "bytes": len(packed), "sha256": hashlib.sha256(packed).hexdigest()})
     version = hashlib.sha256("".join(file["sha256"] for file in files).encode()).hexdigest()[:16]
     (folder / "files.json").write_text(json.dumps({"version": version, "files": files}), encoding="utf-8")
+    known = {"cnn": "three_block_cnn", "vgg16": "vgg16_transfer"}
+    study = {name: utils.load_result(result)["test"] for name, result in known.items()}
+    (folder / "study.json").write_text(json.dumps(study), encoding="utf-8")
     write_examples(folder)
 
 
-def small_model():
+def cnn(folder):
+    """Return notebook 02's CNN as ONNX: calibrated probability, and the feature maps after each block. Draw its filters."""
+    utils.load_tensorflow()
+    import keras
+
+    network = utils.load_model("three_block_cnn").get_layer("three_block_cnn")
+    temperature = utils.load_result("calibration")["temperature"]["three_block_cnn"]
+    training_only = (keras.layers.RandomFlip, keras.layers.RandomTranslation, keras.layers.Dropout)
+    chain = [layer for layer in network.layers[1:] if not isinstance(layer, training_only)]
+
+    def run(pixels):
+        """Return the logit, and the feature maps after each block."""
+        maps = {}
+        for layer in chain:
+            pixels = layer(pixels)
+            if layer.name.startswith("block"):
+                maps[layer.name] = pixels
+        return pixels, maps
+
+    image = keras.Input((32, 32, 3), dtype="uint8", name="image")
+    logit, maps = run(keras.ops.cast(image, "float32"))
+    mirrored, _ = run(keras.ops.flip(keras.ops.cast(image, "float32"), axis=2))
+    probability = keras.ops.sigmoid((logit + mirrored) / 2 / temperature)
+    whole = keras.Model(image, {"probability": probability} | maps)
+    whole(np.zeros((1, 32, 32, 3), np.uint8))
+    kernels = np.asarray(next(layer for layer in network.layers if isinstance(layer, keras.layers.Conv2D)).kernel)
+    lowest, highest = kernels.min(axis=(0, 1, 2)), kernels.max(axis=(0, 1, 2))
+    filters = np.moveaxis(255 * (kernels - lowest) / (highest - lowest), -1, 0).astype(np.uint8)
+    rows = [
+        np.hstack([np.pad(one, ((0, 1), (0, 1), (0, 0)), constant_values=255) for one in filters[start : start + 16]])
+        for start in (0, 16)
+    ]
+    Image.fromarray(np.vstack(rows)).resize((640, 80), Image.Resampling.NEAREST).save(folder / "filters.png")
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "cnn.onnx"
+        whole.export(path, format="onnx", verbose=False)
+        return path.read_bytes()
+
+
+def vgg16():
     """Return service/model.onnx with the weights of the convolutions rounded to the 8 bits in which they are used."""
     with tempfile.TemporaryDirectory() as folder:
         path, options = Path(folder) / "model.onnx", onnxruntime.SessionOptions()

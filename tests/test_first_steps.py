@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import filelock
 import nbformat
@@ -92,3 +93,25 @@ def test_a_second_run_is_kept_out(tmp_path, monkeypatch):
     ):
         with run_study.alone():
             pytest.fail("it ran beside another")
+
+
+@pytest.mark.parametrize("number", ["01", "02", "03", "04"])
+def test_on_colab_the_first_cell_fetches_the_study_and_elsewhere_it_does_nothing(tmp_path, monkeypatch, number):
+    path = next(path for path in NOTEBOOKS if path.name.startswith(number))
+    cell = next(cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code").source
+    monkeypatch.chdir(tmp_path)
+    exec(cell, {})
+    assert not list(tmp_path.iterdir())
+    commands = []
+    monkeypatch.setitem(sys.modules, "google.colab", sys)
+    monkeypatch.setattr("builtins.input", lambda _: "https://example.org/study")
+
+    def run(command, check):
+        commands.append(command)
+        if command[0] == "git":
+            Path(command[-1], "notebooks").mkdir(parents=True)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    exec(cell, {})
+    assert commands[0][:2] == ["git", "clone"] and "https://example.org/study" in commands[0]
+    assert commands[1][1:4] == ["-m", "pip", "install"] and Path.cwd() == tmp_path / "ship-truck" / "notebooks"

@@ -1,6 +1,7 @@
 """Tests of the website in a real browser: its pages, and the page on which the model runs, from a plain file server."""
 
 import base64
+import csv
 import functools
 import http.server
 import io
@@ -66,7 +67,7 @@ def page(browser, site, complaints, request):
 @pytest.fixture
 def demo(page, site):
     page.goto(site + "demo/index.html")
-    expect(page.locator("#drop")).to_be_visible()
+    expect(page.locator("#loading")).to_be_hidden()
     return page
 
 
@@ -133,14 +134,16 @@ def hand_over(page, event, data, kind="image/jpeg"):
 
 
 def in_browser(page, data):
-    """Return what the page makes of a file: (probability of truck, neither, thumbnail (32, 32, 3))."""
+    """Return what the page makes of a file: VGG16's probability of truck, its score of neither, the thumbnail, and the
+    CNN's probability of truck."""
     script = """async data => {
         const {classify} = await import("./demo.js");
-        const answer = await classify(new Blob([Uint8Array.from(atob(data), character => character.charCodeAt(0))]));
-        return [answer.probability, answer.neither, [...answer.thumbnail]];
+        const bytes = Uint8Array.from(atob(data), character => character.charCodeAt(0));
+        const {cnn, vgg16, thumbnail} = await classify(new Blob([bytes]));
+        return [vgg16.probability.data[0], vgg16.neither.data[0], [...thumbnail], cnn.probability.data[0]];
     }"""
-    probability, neither, thumbnail = page.evaluate(script, base64.b64encode(data).decode())
-    return probability, neither, np.array(thumbnail).reshape(32, 32, 3)
+    probability, neither, thumbnail, of_cnn = page.evaluate(script, base64.b64encode(data).decode())
+    return probability, neither, np.array(thumbnail).reshape(32, 32, 3), of_cnn
 
 
 def in_python(data):
@@ -150,17 +153,23 @@ def in_python(data):
 
 
 def expect_a_ship(page):
-    expect(page.locator("#verdict")).to_contain_text("Ship, ")
+    for network in ("cnn", "vgg16"):
+        expect(page.locator(f"#{network}-verdict")).to_contain_text("Ship, ")
+        assert float(page.locator(f"#{network}-ship").evaluate("bar => bar.value")) > 0.9
     expect(page.locator("#photo")).to_be_visible()
-    assert float(page.get_by_role("progressbar", name="Ship").evaluate("bar => bar.value")) > 0.9
 
 
 def test_test_images_get_python_s_answers(demo):
-    images = utils.load_images()[2]
-    for image in images[:20]:
+    images, temperature = (
+        utils.load_images()[2][:20],
+        utils.load_result("calibration")["temperature"]["three_block_cnn"],
+    )
+    p = np.array(utils.load_result("three_block_cnn")["probability"]["test"][:20])
+    for image, logit in zip(images, np.log(p / (1 - p)), strict=True):
         data = encode(Image.fromarray(image), "PNG")
-        (probability, neither, thumbnail), expected = in_browser(demo, data), in_python(data)
+        (probability, neither, thumbnail, of_cnn), expected = in_browser(demo, data), in_python(data)
         assert (thumbnail == image).all()
+        assert abs(of_cnn - 1 / (1 + np.exp(-logit / temperature))) < 0.01
         assert abs(probability - expected[0]) < 1e-3 and abs(neither - expected[1]) < 1e-2
 
 
@@ -210,7 +219,7 @@ def files():
 @pytest.mark.parametrize("kind", files())
 def test_a_file_of_every_kind_gets_python_s_answer(demo, kind):
     data = files()[kind]
-    (probability, neither, thumbnail), expected = in_browser(demo, data), in_python(data)
+    (probability, neither, thumbnail, _), expected = in_browser(demo, data), in_python(data)
     assert np.abs(thumbnail - expected[2].astype(int)).max() <= 3
     assert abs(probability - expected[0]) < 0.02 and (neither > 0) == (expected[1] > 0)
 
@@ -262,21 +271,20 @@ def test_an_example_is_answered_and_a_horse_is_neither(demo):
     demo.get_by_role("button", name="a ship").first.click()
     expect_a_ship(demo)
     demo.get_by_role("button", name="horse").click()
-    expect(demo.locator("#verdict")).to_have_text("Neither")
-    expect(demo.locator("#reason")).to_contain_text("neither a ship nor a truck")
+    expect(demo.locator("#vgg16-verdict")).to_have_text("Neither")
 
 
 def test_a_bad_file_is_explained_and_the_next_one_works(demo):
     hand_over(demo, "drop", b"this is a text")
-    expect(demo.locator("#verdict")).to_contain_text("no image that your browser can read")
-    expect(demo.locator("#bars")).to_be_hidden()
+    expect(demo.locator("#message")).to_contain_text("no image that your browser can read")
+    expect(demo.locator("#answers")).to_be_hidden()
     hand_over(demo, "drop", SHIP)
     expect_a_ship(demo)
 
 
 def test_a_photo_of_100_megapixels_is_answered(demo):
     hand_over(demo, "drop", png(10_000, 10_000, 8, 0), "image/png")
-    expect(demo.locator("#took")).to_be_visible()
+    expect(demo.locator("#vgg16-verdict")).not_to_have_text("")
     hand_over(demo, "drop", SHIP)
     expect_a_ship(demo)
 
@@ -290,24 +298,23 @@ def test_nothing_is_asked_of_any_server_after_loading(demo, complaints):
 
 @pytest.mark.parametrize("body", [b"<html>Log in to this network</html>", b"cut off"])
 def test_wrong_bytes_are_explained_and_not_kept(page, site, body):
-    page.route("**/model.bin", lambda route: route.fulfill(status=200, body=body))
+    page.route("**/vgg16.bin", lambda route: route.fulfill(status=200, body=body))
     page.goto(site + "demo/index.html")
     expect(page.locator("#state")).to_contain_text("could not be loaded")
     expect(page.locator("#state")).to_contain_text("log in")
-    expect(page.locator("#drop")).to_be_hidden()
-    page.unroute("**/model.bin")
+    page.unroute("**/vgg16.bin")
     page.reload()
-    expect(page.locator("#drop")).to_be_visible()
+    expect(page.locator("#loading")).to_be_hidden()
 
 
 def test_what_the_browser_keeps_is_checked_again(demo):
     demo.evaluate("""async () => {
         const [name] = (await caches.keys()).filter(name => name.startsWith("ship-truck-"));
-        const store = await caches.open(name), {size} = await (await store.match("model.bin")).blob();
-        await store.put("model.bin", new Response(new Uint8Array(size)));
+        const store = await caches.open(name), {size} = await (await store.match("vgg16.bin")).blob();
+        await store.put("vgg16.bin", new Response(new Uint8Array(size)));
     }""")
     demo.reload()
-    expect(demo.locator("#drop")).to_be_visible()
+    expect(demo.locator("#loading")).to_be_hidden()
 
 
 def test_opened_from_disk_it_says_what_it_needs(browser, site):
@@ -326,7 +333,7 @@ def test_a_browser_without_webassembly_is_told(page, site):
 def test_the_model_comes_from_the_browser_s_cache_the_next_time(demo, complaints):
     complaints.clear()
     demo.reload()
-    expect(demo.locator("#drop")).to_be_visible()
+    expect(demo.locator("#loading")).to_be_hidden()
     assert not [text for text in complaints if text.endswith(".bin")]
 
 
@@ -339,12 +346,61 @@ def test_keyboard_and_screen_reader(demo):
         demo.keyboard.press("Enter")
     chooser.value.set_files({"name": "a.jpg", "mimeType": "image/jpeg", "buffer": SHIP})
     expect_a_ship(demo)
-    assert demo.locator("#verdict").get_attribute("aria-live") == "polite"
+    assert demo.locator("#vgg16-verdict").get_attribute("aria-live") == "polite"
     expect(demo.get_by_role("img", name="The photo you chose")).to_be_visible()
     expect(demo.locator("#map")).to_be_hidden()
     demo.locator("#show").focus()
     demo.keyboard.press("Space")
     expect(demo.locator("#map")).to_be_visible()
+
+
+def test_sliders_change_the_answers_and_a_link_holds_them(demo, browser):
+    demo.get_by_role("button", name="a ship").first.click()
+    expect_a_ship(demo)
+    before = demo.locator("#cnn-ship-value").inner_text()
+    for slider, value in (("dark", 90), ("blur", 12), ("square", 40)):
+        demo.locator(f"#{slider}").fill(str(value))
+        expect(demo.locator(f"#{slider}-value")).to_have_text(str(value))
+    expect(demo.locator("#cnn-ship-value")).not_to_have_text(before)
+    box = demo.locator("#photo").bounding_box()
+    demo.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    demo.mouse.down()
+    demo.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 4)
+    demo.mouse.up()
+    expect(demo).to_have_url(re.compile("dark=90.*x=25&y=25"))
+    demo.wait_for_timeout(500)  # for the last answer
+    answer = demo.locator("#cnn-ship-value").inner_text()
+    again = browser.new_page()
+    again.goto(demo.url)
+    expect(again.locator("#cnn-ship-value")).to_have_text(answer)
+    assert again.locator("#dark").input_value() == "90"
+    again.close()
+    demo.get_by_role("button", name="Reset").click()
+    expect(demo.locator("#cnn-ship-value")).to_have_text(before)
+
+
+def test_a_test_set_of_one_s_own(demo, tmp_path):
+    shown = [("ship", 0), ("ship", 1), ("truck", 0), ("truck", UNSURE), ("dog", 2)]
+    files = [
+        {"name": f"{kind}, {n}.png", "mimeType": "image/png", "buffer": encode(images_of(kind)[n])} for kind, n in shown
+    ]
+    demo.locator("#file").set_input_files(files)
+    for number, key in enumerate(["s", "s", "t", "s", " "], start=1):  # the fourth label is wrong
+        expect(demo.locator("#progress")).to_have_text(f"Photo {number} of 5: what does it show?")
+        demo.keyboard.press(key)
+    expect(demo.locator("#accuracy")).to_contain_text(re.compile(r"CNN[34] of 4, "))
+    expect(demo.locator("#confusion")).to_contain_text("neither")
+    for name in ("my_photos.csv", "my_photos.png"):
+        with demo.expect_download() as download:
+            demo.locator("#save-table" if name.endswith("csv") else "#save-images").click()
+        assert download.value.suggested_filename == name
+        download.value.save_as(tmp_path / name)
+    saved = np.asarray(Image.open(tmp_path / "my_photos.png").convert("RGB")).reshape(-1, 32, 32, 3)
+    assert (saved == [images_of(kind)[n] for kind, n in shown]).all()
+    with open(tmp_path / "my_photos.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["label"] for row in rows] == ["ship", "ship", "truck", "ship", "neither"]
+    assert rows[0]["name"] == "ship, 0.png" and 0 <= float(rows[0]["vgg16"]) <= 1
 
 
 @pytest.mark.parametrize("page", [{"viewport": {"width": 390, "height": 844}}], indirect=True)
