@@ -10,15 +10,19 @@ let settings = {...UNTOUCHED}, bitmap, other, example, latest = 0, examples = []
 
 // --- The worker ---------------------------------------------------------------------------
 
-const worker = new Worker("worker.js", {type: "module"});
+let worker;
 
-worker.onmessage = ({data}) => {
-  if (data.kind === "progress") showProgress(data);
-  if (data.kind === "ready") networkIsReady(data.network);
-  if (data.kind === "failed") fail(data.message);
-  if (data.kind === "answer") asked.get(data.id)?.(data.network, data.outputs);
-};
-worker.onerror = event => fail(event.message || "its script could not be loaded");
+function startWorker() {
+  if (typeof WebAssembly === "undefined") return fail("this browser has no WebAssembly");
+  worker = new Worker("worker.js", {type: "module"});
+  worker.onmessage = ({data}) => {
+    if (data.kind === "progress") showProgress(data);
+    if (data.kind === "ready") networkIsReady(data.network);
+    if (data.kind === "failed") fail(data.message);
+    if (data.kind === "answer") asked.get(data.id)?.(data.network, data.outputs);
+  };
+  worker.onerror = event => fail(event.message || "its script could not be loaded");
+}
 
 // Have both networks look at 32x32 pixels; onAnswer(network, outputs) is called as each is ready.
 function ask(thumbnail, onAnswer) {
@@ -240,6 +244,7 @@ async function showExamples() {
 showSettings();
 at("state").textContent = "Loading the networks …";
 at("loaded").hidden = false;
+startWorker();
 at("file").addEventListener("change", () => {
   if (at("file").files.length) takeFiles(at("file").files);
   at("file").value = "";

@@ -41,7 +41,6 @@ async function unpack(blob) {
 }
 
 async function start() {
-  if (typeof WebAssembly === "undefined") throw new Error("this browser has no WebAssembly");
   const response = await fetch("files.json", {cache: "no-cache"});
   if (!response.ok) throw new Error(`files.json: the server answered ${response.status}`);
   const {version, files} = await response.json().catch(() => {
