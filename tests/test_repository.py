@@ -36,10 +36,20 @@ def test_the_solutions_differ_from_the_exercise_in_its_repairs_only():
         assert (left.source == right.source) == (left not in repairs)
 
 
+def test_all_solutions_stand_in_one_place():
+    collected = (utils.ROOT / "notebooks" / "solutions" / "README.md").read_text(encoding="utf-8")
+    for path in NOTEBOOKS:
+        for cell in nbformat.read(path, as_version=4).cells:
+            folded = re.findall(
+                r"<details><summary>(?:Answers|Solutions?)</summary>\s*(.*?)\s*</details>", cell.source, re.S
+            )
+            assert all(text in collected for text in folded), f"{path.name}: {folded}"
+
+
 def test_links_lead_somewhere():
     cards = [
         utils.ROOT / folder / "README.md"
-        for folder in (".", "data", "models", "notebooks", "scripts", "service", "site")
+        for folder in (".", "data", "models", "notebooks", "notebooks/solutions", "scripts", "service", "site")
     ]
     pages = {path: path.read_text(encoding="utf-8") for path in cards}
     for path in NOTEBOOKS:
