@@ -102,7 +102,7 @@ def follow_links(soup, path):
 def write_pages(public):
     """Write the start page and all that it leads to."""
     frame = jinja2.Template((SITE / "frame.html.j2").read_text(encoding="utf-8"), autoescape=True)
-    notebooks = []
+    notebooks, source = [], repository()
     for notebook in NOTEBOOKS:
         if notebook.parent.name == "solutions":
             continue
@@ -136,8 +136,8 @@ def write_pages(public):
             root="../" * path.count("/"),
             notebooks=notebooks,
             contents=contents,
-            repository=repository(),
-            colab=colab(path),
+            repository=source,
+            colab=colab(path, source),
         )
         target.write_text(page, encoding="utf-8")
 
@@ -151,11 +151,11 @@ def repository():
     return said.removesuffix(".git") if said.startswith("https://github.com/") else None
 
 
-def colab(path):
+def colab(path, source):
     """Return the address at which Colab opens a notebook of the lab, or None: for others, or an unknown repository."""
-    if not re.match(r"notebooks/0[1-4]_", path) or not repository():
+    if not re.match(r"notebooks/0[1-4]_", path) or not source:
         return None
-    name = repository().removeprefix("https://github.com/")
+    name = source.removeprefix("https://github.com/")
     return f"https://colab.research.google.com/github/{name}/blob/main/{path}"
 
 

@@ -19,6 +19,11 @@ export function say(text, bad = false) {
   at("message").classList.toggle("bad", bad);
 }
 
+// Paint a canvas of so many pixels across with RGB bytes, row by row.
+export function paintRgb(canvas, width, rgb) {
+  paint(canvas, width, rgb.length / (3 * width), number => [...rgb.slice(3 * number, 3 * number + 3), 255]);
+}
+
 // Paint a canvas of width x height pixels; colourOf(number) gives red, green, blue and opacity, each 0 to 255.
 export function paint(canvas, width, height, colourOf) {
   canvas.width = width;

@@ -1,16 +1,17 @@
 // The page: a photo, what the sliders make of it, and what both networks answer.
 
 import {UNTOUCHED, SIZE, change, readPhoto, thumbnailOf} from "./pixels.js";
-import {at, get, paint, percent, say} from "./common.js";
+import {at, get, paint, paintRgb, percent, say} from "./common.js";
 import {collect} from "./ownset.js";
 
 const NETWORKS = ["cnn", "vgg16"], SLIDERS = ["blur", "dark", "noise", "turn", "jpeg", "square", "paste"];
-const ready = new Set(), asked = new Map();  // asked: by id, what to do with an answer
-let settings = {...UNTOUCHED}, bitmap, other, example, latest = 0, examples = [];
+const ready = new Set();
+let settings = {...UNTOUCHED}, bitmap, other, example, examples = [];
 
 // --- The worker ---------------------------------------------------------------------------
 
-let worker;
+let worker, latest = 0, onAnswer, oneIsReady;
+const firstNetwork = new Promise(resolve => { oneIsReady = resolve; });
 
 function startWorker() {
   if (typeof WebAssembly === "undefined") return fail("this browser has no WebAssembly");
@@ -19,17 +20,16 @@ function startWorker() {
     if (data.kind === "progress") showProgress(data);
     if (data.kind === "ready") networkIsReady(data.network);
     if (data.kind === "failed") fail(data.message);
-    if (data.kind === "answer") asked.get(data.id)?.(data.network, data.outputs);
+    if (data.kind === "answer" && data.id === latest) onAnswer(data.network, data.outputs);
   };
   worker.onerror = event => fail(event.message || "its script could not be loaded");
 }
 
-// Have both networks look at 32x32 pixels; onAnswer(network, outputs) is called as each is ready.
-function ask(thumbnail, onAnswer) {
-  const id = ++latest;
-  asked.clear();  // an answer that comes after a newer photo was chosen is dropped
-  asked.set(id, onAnswer);
-  worker.postMessage({id, thumbnail});
+// Have both networks look at 32x32 pixels; answered(network, outputs) is called as each is ready. An answer that comes
+// after the next thumbnail was asked about is dropped.
+function ask(thumbnail, answered) {
+  onAnswer = answered;
+  worker.postMessage({id: ++latest, thumbnail});
 }
 
 // Return {cnn, vgg16, thumbnail}: what both networks say to a photo.
@@ -52,7 +52,7 @@ function networkIsReady(network) {
   at("drop").hidden = false;
   at("state").textContent = "The CNN answers already; VGG16 is being loaded …";
   at("loading").hidden = ready.size === NETWORKS.length;
-  if (ready.size === 1) openTheLink();
+  oneIsReady();
 }
 
 function fail(message) {
@@ -113,7 +113,7 @@ async function showAsItIs() {
   at("photo").width = canvas.width;
   at("photo").height = canvas.height;
   at("photo").getContext("2d").drawImage(canvas, 0, 0);
-  paint(at("thumbnail"), SIZE, SIZE, number => [...thumbnail.slice(3 * number, 3 * number + 3), 255]);
+  paintRgb(at("thumbnail"), SIZE, thumbnail);
   at("pictures").hidden = at("answers").hidden = at("bench").hidden = false;
   say("");
   for (const network of NETWORKS) if (!ready.has(network)) at(network + "-verdict").textContent = "being loaded …";
@@ -260,4 +260,4 @@ for (const name of ["dragover", "dragleave", "drop"]) {
 }
 document.addEventListener("paste", event => takeFiles(event.clipboardData.files, "There is no photo on the clipboard."));
 
-showExamples().then(() => ready.size && openTheLink()).catch(error => say(`The examples are missing (${error.message}).`, true));
+showExamples().then(() => firstNetwork).then(openTheLink).catch(error => say(`The examples are missing (${error.message}).`, true));

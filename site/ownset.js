@@ -1,6 +1,6 @@
 // A test set of one's own: say of each photo what it shows, then see how often each network is right.
 
-import {at, get, paint, percent, say} from "./common.js";
+import {at, get, paintRgb, percent, say} from "./common.js";
 import {SIZE} from "./pixels.js";
 
 const LABELS = ["ship", "truck", "neither"], NAMES = {cnn: "CNN", vgg16: "VGG16"};
@@ -85,7 +85,7 @@ async function showResults() {
   const wrong = judged.filter(photo => !isRight(photo, "cnn") || !isRight(photo, "vgg16"));
   at("wrong").replaceChildren(...wrong.map(photo => {
     const figure = document.createElement("figure"), canvas = document.createElement("canvas"), text = document.createElement("figcaption");
-    paint(canvas, SIZE, SIZE, place => [...photo.thumbnail.slice(3 * place, 3 * place + 3), 255]);
+    paintRgb(canvas, SIZE, photo.thumbnail);
     text.textContent = `${photo.name}: wrong by ` + Object.keys(NAMES).filter(network => !isRight(photo, network)).map(network =>
       `${NAMES[network]} (${percent(Math.max(photo[network], 1 - photo[network]))} sure)`).join(" and ");
     figure.append(canvas, text);
@@ -126,9 +126,7 @@ at("save-table").addEventListener("click", () => {
 });
 at("save-images").addEventListener("click", () => {
   const canvas = document.createElement("canvas");
-  const place = number => 3 * (number % SIZE + SIZE * (Math.floor(number / SIZE) % SIZE));
-  paint(canvas, SIZE, SIZE * photos.length, number =>
-    [...photos[Math.floor(number / SIZE ** 2)].thumbnail.slice(place(number), place(number) + 3), 255]);
+  paintRgb(canvas, SIZE, photos.flatMap(photo => [...photo.thumbnail]));
   canvas.toBlob(blob => save(blob, "my_photos.png"));
 });
 at("again").addEventListener("click", () => {

@@ -96,13 +96,12 @@ export function thumbnailOf(bitmap) {
   return new Uint8Array(reduceAndTurn(reduceAndTurn(pixelsOf(bitmap))).pixels);
 }
 
-
 // --- What the sliders do ------------------------------------------------------------------
 
 export const UNTOUCHED = {blur: 0, dark: 0, noise: 0, turn: 0, jpeg: 100, square: 0, x: 50, y: 50, paste: 0};
 
 // Return the side lengths of the canvas on which a photo is changed: the longer one has 320 pixels.
-export function benchSize({width, height}) {
+function benchSize({width, height}) {
   const scale = BENCH / Math.max(width, height);
   return [width, height].map(side => Math.max(1, Math.round(scale * side)));
 }

@@ -1,6 +1,9 @@
 // Both networks, in a thread of their own, so that the page never stalls. The page sends thumbnails, and gets answers:
 // first those of the CNN, which is small and there at once, then those of VGG16.
 
+import {get} from "./common.js";
+
+const LOGIN = "Does your network want you to log in first? Then reload this page";
 let runtime, waiting, busy = false;
 const sessions = {};
 
@@ -13,9 +16,7 @@ async function load({name, bytes, sha256}, store, progress) {
     progress(bytes);
     return unpack(kept);
   }
-  const response = await fetch(name, {cache: "no-cache"});
-  if (!response.ok) throw new Error(`${name}: the server answered ${response.status}`);
-  const parts = [];
+  const response = await get(name), parts = [];
   for (const reader = response.body.getReader();;) {
     const {done, value} = await reader.read();
     if (done) break;
@@ -24,7 +25,7 @@ async function load({name, bytes, sha256}, store, progress) {
   }
   const blob = new Blob(parts);
   if (!await isRight(blob, bytes, sha256))
-    throw new Error(`${name}: not the right ${bytes.toLocaleString("en")} bytes came. Does your network want you to log in first? Then reload this page`);
+    throw new Error(`${name}: not the right ${bytes.toLocaleString("en")} bytes came. ${LOGIN}`);
   await store?.put(name, new Response(blob)).catch(() => {});  // no room: it is loaded again the next time
   return unpack(blob);
 }
@@ -41,10 +42,8 @@ async function unpack(blob) {
 }
 
 async function start() {
-  const response = await fetch("files.json", {cache: "no-cache"});
-  if (!response.ok) throw new Error(`files.json: the server answered ${response.status}`);
-  const {version, files} = await response.json().catch(() => {
-    throw new Error("files.json is not what it should be. Does your network want you to log in first? Then reload this page");
+  const {version, files} = await (await get("files.json")).json().catch(() => {
+    throw new Error(`files.json is not what it should be. ${LOGIN}`);
   });
   const total = files.reduce((sum, file) => sum + file.bytes, 0), name = "ship-truck-" + version;
   const store = await globalThis.caches?.open(name).catch(() => undefined);
