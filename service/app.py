@@ -156,6 +156,7 @@ def finish(response):
 
 def make_server(host, port):
     """Return the Waitress server of this service, which listens already. Raises OSError or ValueError if it can't."""
+    # Waitress refuses a body that is as large as its limit, too.
     limits = {"threads": THREADS, "max_request_body_size": MAX_BODY + 1, "inbuf_overflow": IN_MEMORY}
     return waitress.create_server(app, host=host, port=port, **limits)
 
